@@ -1,0 +1,429 @@
+//! The follower: turns committed changes into the table that verification reads.
+//!
+//! The only one who writes the table and the directory. It begins with a load from one snapshot of
+//! the store and then reads the change log, change after change, whoever made them: this process,
+//! the command line, another node. A commit of this process wakes it at once; everything else is
+//! found by asking every [`POLL`]. Whenever it has applied all that the store knew when it asked,
+//! it extends the lease; whenever it cannot ask, the lease runs out by itself.
+
+use std::collections::HashSet;
+use std::sync::{Arc, RwLock, RwLockWriteGuard};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use keyward_core::{ApiRow, EnvId, EnvironmentRow, KeyRow, MembershipRow, OrgRow, Table, UserRow};
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+use crate::lease::{Asked, Lease};
+use crate::progress::Progress;
+use crate::secrets::Keyring;
+use crate::store::{Conn, Store, Touched, apis, changes, counts, keys, nodes, owners, schema};
+
+/// How often the store is asked for changes of other processes. The command line's changes must be
+/// followed within 100 ms; asking an idle store costs about 50 µs.
+const POLL: Duration = Duration::from_millis(40);
+/// Rows that a load reads at once.
+const LOAD_PAGE: i64 = 20_000;
+/// How often the lease row is renewed for others to see, in µs.
+const REGISTER_EVERY_US: i64 = 5_000_000;
+
+/// What the follower keeps up to date, shared with those who read it.
+pub struct Shared {
+    /// Keys and what decides about them.
+    pub table: RwLock<Table>,
+    /// Environments and applications.
+    pub directory: ArcSwap<Directory>,
+    /// How long both may be answered from.
+    pub lease: Lease,
+    /// The last applied change.
+    pub applied: watch::Sender<i64>,
+}
+
+impl Shared {
+    /// Nothing is known yet.
+    pub fn new(lease: Lease) -> Self {
+        Self {
+            table: RwLock::new(Table::new()),
+            directory: ArcSwap::from_pointee(Directory::default()),
+            lease,
+            applied: watch::Sender::new(-1),
+        }
+    }
+
+    fn write_table(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Follows the store.
+pub(crate) struct Follower {
+    pub(crate) store: Store,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) keyring: Arc<Keyring>,
+    /// The counter file of this process; totals of other files are the base of each key's count.
+    pub(crate) counter_file: [u8; 16],
+    applied: i64,
+    nonce: Option<Vec<u8>>,
+    incarnation: String,
+    generation: u64,
+    registered_at: i64,
+}
+
+impl Follower {
+    /// A follower that has read nothing.
+    pub(crate) fn new(
+        store: Store,
+        shared: Arc<Shared>,
+        keyring: Arc<Keyring>,
+        counter_file: [u8; 16],
+    ) -> Self {
+        Self {
+            store,
+            shared,
+            keyring,
+            counter_file,
+            applied: -1,
+            nonce: None,
+            incarnation: String::new(),
+            generation: 0,
+            registered_at: i64::MIN,
+        }
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.store.clock
+    }
+
+    /// Loads everything from one snapshot. Nothing is served from it before it is complete.
+    pub(crate) async fn load(&mut self, progress: &Progress) -> Result<()> {
+        let asked = Asked::now(self.clock());
+        let mut conn = self.store.read().await?;
+        conn.begin_snapshot().await?;
+        let loaded = self.load_snapshot(&mut conn, progress).await;
+        conn.raw("rollback").await?;
+        let (table, directory, head, nonce, incarnation) = loaded?;
+        let database_us = conn.now_us(self.clock()).await?;
+        drop(conn);
+        (self.applied, self.nonce, self.incarnation) = (head, nonce, incarnation);
+        *self.shared.write_table() = table;
+        self.shared.directory.store(Arc::new(directory));
+        self.register(asked).await?;
+        self.clock().set_database_time(database_us, asked.boot_us);
+        self.shared.applied.send_replace(self.applied);
+        // The lease begins with the first poll, which catches up with changes since the snapshot.
+        Ok(())
+    }
+
+    #[expect(clippy::type_complexity, reason = "a load's parts are taken over by one caller")]
+    async fn load_snapshot(
+        &mut self,
+        conn: &mut Conn,
+        progress: &Progress,
+    ) -> Result<(Table, Directory, i64, Option<Vec<u8>>, String)> {
+        let (head, _) = changes::head_and_nonce(conn, -1).await?;
+        let (_, nonce) = changes::head_and_nonce(conn, head).await?;
+        let incarnation = schema::meta(conn, "incarnation").await?.unwrap_or_default();
+        let mut table = Table::new();
+        self.keyring.check(conn).await?;
+        table.set_peppers(self.keyring.peppers());
+        self.generation += 1;
+        let directory = Directory::load(conn, &self.keyring.secrets(), self.generation).await?;
+        for row in environment_rows(&directory) {
+            table.put_environment(row);
+        }
+        for row in load_apis(conn).await? {
+            table.put_api(row);
+        }
+        load_owners(conn, &mut table).await?;
+        progress.begin("loading keys", keys::count_any_environment(conn).await?);
+        let mut after = [0; 16];
+        loop {
+            let page = keys::load_page_any_environment(conn, after, LOAD_PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = *last.key.bytes();
+            progress.advance(page.len());
+            for row in page {
+                table.put_key(row);
+            }
+        }
+        progress.end();
+        let mut after = [0; 16];
+        loop {
+            let file = self.counter_file;
+            let page =
+                counts::totals_of_others_any_environment(conn, file, after, LOAD_PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = *last.key.bytes();
+            for total in page {
+                table.set_base(total.env, total.key, total.verified, total.last_at);
+            }
+        }
+        Ok((table, directory, head, nonce, incarnation))
+    }
+
+    async fn register(&mut self, asked: Asked) -> Result<()> {
+        let mut conn = self.store.side().await?;
+        let lease_us = self.shared.lease.length_us();
+        let now = asked.wall_us;
+        nodes::register(&mut conn, self.store.node(), self.applied, lease_us, now).await?;
+        self.registered_at = asked.boot_us;
+        Ok(())
+    }
+
+    /// Follows until `stop` is set.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut committed = self.store.committed();
+        let mut failing = false;
+        loop {
+            match self.poll().await {
+                Ok(()) => failing = false,
+                // Said once, at the edge, until it works again.
+                Err(error) if !failing => {
+                    failing = true;
+                    let margin_us = self.shared.lease.margin_us(self.clock());
+                    tracing::error!(
+                        cause = error.chain(),
+                        margin_us,
+                        "the store cannot be followed: {error}"
+                    );
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                _ = committed.changed() => {}
+                () = tokio::time::sleep(POLL) => {}
+                _ = stop.changed() => return,
+            }
+        }
+    }
+
+    /// Asks for changes and applies all of them, then extends the lease.
+    pub(crate) async fn poll(&mut self) -> Result<()> {
+        let asked = Asked::now(self.clock());
+        let mut conn = self.store.read().await?;
+        let database_us = conn.now_us(self.clock()).await?;
+        let (head, nonce) = changes::head_and_nonce(&mut conn, self.applied).await?;
+        let incarnation = schema::meta(&mut conn, "incarnation").await?.unwrap_or_default();
+        if head < self.applied || nonce != self.nonce || incarnation != self.incarnation {
+            drop(conn);
+            return self.start_over().await;
+        }
+        let mut foreign = false;
+        while self.applied < head {
+            let page = changes::after(&mut conn, self.applied).await?;
+            foreign |= page.iter().any(|change| change.node != self.store.node());
+            if !self.apply(&mut conn, page).await? {
+                drop(conn);
+                return self.start_over().await;
+            }
+        }
+        drop(conn);
+        self.clock().set_database_time(database_us, asked.boot_us);
+        self.shared.lease.renew(asked);
+        self.acknowledge(asked, foreign).await
+    }
+
+    /// The store is not the one that was followed, or its log no longer reaches back.
+    async fn start_over(&mut self) -> Result<()> {
+        tracing::warn!("the change log does not continue what was applied; loading anew");
+        self.shared.lease.end();
+        self.load(&Progress::silent()).await
+    }
+
+    /// Tells other processes how far this one is: at once when they wait for it, otherwise now and
+    /// then. A failure to write is no failure to follow, so that a full disk does not end leases.
+    async fn acknowledge(&mut self, asked: Asked, foreign: bool) -> Result<()> {
+        if !foreign && asked.boot_us - self.registered_at < REGISTER_EVERY_US {
+            return Ok(());
+        }
+        let result = async {
+            let mut conn = self.store.side().await?;
+            let node = self.store.node();
+            if nodes::acknowledge(&mut conn, node, self.applied, asked.wall_us).await? {
+                self.registered_at = asked.boot_us;
+                return Ok(());
+            }
+            drop(conn);
+            self.register(asked).await
+        }
+        .await;
+        if let Err(error) = result {
+            let error: Error = error;
+            self.registered_at = asked.boot_us;
+            tracing::warn!(cause = error.chain(), "the lease row could not be renewed");
+        }
+        Ok(())
+    }
+
+    /// Applies a page of changes. False when a change is missing in between.
+    async fn apply(&mut self, conn: &mut Conn, page: Vec<changes::Change>) -> Result<bool> {
+        let Some(last) = page.last() else { return Ok(false) };
+        let (last_seq, last_nonce) = (last.seq, last.nonce.clone());
+        let gapless = page.iter().zip(self.applied + 1..).all(|(change, seq)| change.seq == seq);
+        if !gapless {
+            return Ok(false);
+        }
+        let touched: HashSet<(EnvId, Touched)> = page
+            .into_iter()
+            .flat_map(|change| change.touched.into_iter().map(move |t| (change.env, t)))
+            .collect();
+        let fresh = self.read_again(conn, &touched).await?;
+        let mut table = self.shared.write_table();
+        fresh.put_into(&mut table, &self.keyring);
+        drop(table);
+        if let Some(directory) = fresh.directory {
+            self.shared.directory.store(Arc::new(directory));
+        }
+        (self.applied, self.nonce) = (last_seq, Some(last_nonce));
+        self.shared.applied.send_replace(last_seq);
+        Ok(true)
+    }
+
+    /// Reads the present state of what was touched. It may be newer than the change that is being
+    /// applied; that is harmless, because a later change then finds nothing new.
+    async fn read_again(
+        &mut self,
+        conn: &mut Conn,
+        touched: &HashSet<(EnvId, Touched)>,
+    ) -> Result<Fresh> {
+        let mut fresh = Fresh::default();
+        for (env, touched) in touched {
+            match touched {
+                Touched::Directory => {}
+                Touched::Key(key) => fresh.asked_keys.push((*env, *key)),
+                Touched::Api(api) => {
+                    if let Some(found) = apis::find_or_deleted(conn, *env, *api).await? {
+                        let scopes = apis::scopes(conn, *env, *api).await?;
+                        fresh.apis.push(api_row(found, scopes));
+                    }
+                }
+                Touched::User(user) => {
+                    fresh.users.extend(owners::user_row(conn, *env, user).await?);
+                }
+                Touched::Organization(org) => {
+                    fresh.orgs.extend(owners::org_row(conn, *env, org).await?);
+                }
+                Touched::Membership(org, user) => {
+                    let row = owners::membership_row(conn, *env, org, user).await?;
+                    fresh.memberships.extend(row);
+                }
+            }
+        }
+        let ids: Vec<_> = fresh.asked_keys.iter().map(|(_, key)| *key).collect();
+        fresh.keys = keys::load_some(conn, &ids).await?;
+        if touched.iter().any(|(_, touched)| *touched == Touched::Directory) {
+            self.keyring.check(conn).await?;
+            self.generation += 1;
+            let secrets = self.keyring.secrets();
+            fresh.directory = Some(Directory::load(conn, &secrets, self.generation).await?);
+        }
+        Ok(fresh)
+    }
+}
+
+/// The present state of what some changes touched.
+#[derive(Default)]
+struct Fresh {
+    directory: Option<Directory>,
+    apis: Vec<ApiRow>,
+    users: Vec<UserRow>,
+    orgs: Vec<OrgRow>,
+    memberships: Vec<MembershipRow>,
+    keys: Vec<KeyRow>,
+    asked_keys: Vec<(EnvId, keyward_core::KeyId)>,
+}
+
+impl Fresh {
+    fn put_into(&self, table: &mut Table, keyring: &Keyring) {
+        if let Some(directory) = &self.directory {
+            table.set_peppers(keyring.peppers());
+            for row in environment_rows(directory) {
+                table.put_environment(row);
+            }
+        }
+        for row in &self.apis {
+            table.put_api(row.clone());
+        }
+        for row in &self.users {
+            table.put_user(row.clone());
+        }
+        for row in &self.orgs {
+            table.put_org(row.clone());
+        }
+        for row in &self.memberships {
+            table.put_membership(row.clone());
+        }
+        let mut gone: HashSet<_> = self.asked_keys.iter().copied().collect();
+        for row in &self.keys {
+            gone.remove(&(row.env, row.key));
+            let mut row = row.clone();
+            // What other counter files know of a key is no part of its row.
+            if let Some(known) = table.key(row.env, row.key) {
+                row.base_count = known.base_count();
+                row.base_verified_at = known.base_verified_at();
+            }
+            table.put_key(row);
+        }
+        for (env, key) in gone {
+            table.remove_key(env, key);
+        }
+    }
+}
+
+fn environment_rows(directory: &Directory) -> impl Iterator<Item = EnvironmentRow> {
+    directory.tenants().map(|tenant| EnvironmentRow {
+        env: tenant.row.env,
+        prefixes: tenant.row.key_prefixes.iter().map(|p| p.as_str().into()).collect(),
+        refused: tenant.withheld,
+    })
+}
+
+fn api_row(api: apis::Api, scopes: Vec<apis::Scope>) -> ApiRow {
+    ApiRow {
+        env: api.env,
+        api: api.api,
+        audience: api.audience.into_boxed_str(),
+        deleted: api.deleted_at.is_some(),
+        scopes: scopes.into_iter().map(|s| (s.scope, s.key.into_boxed_str())).collect(),
+    }
+}
+
+async fn load_apis(conn: &mut Conn) -> Result<Vec<ApiRow>> {
+    let mut scopes = apis::scopes_any_environment(conn).await?;
+    let all = apis::all_any_environment(conn).await?;
+    Ok(all
+        .into_iter()
+        .map(|api| {
+            let own = scopes.extract_if(.., |scope| scope.api == api.api).collect();
+            api_row(api, own)
+        })
+        .collect())
+}
+
+async fn load_owners(conn: &mut Conn, table: &mut Table) -> Result<()> {
+    let mut after = ([0; 16], String::new());
+    loop {
+        let page = owners::users_page_any_environment(conn, after, LOAD_PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = (*last.env.bytes(), last.user.to_string());
+        page.into_iter().for_each(|row| table.put_user(row));
+    }
+    let mut after = ([0; 16], String::new());
+    loop {
+        let page = owners::orgs_page_any_environment(conn, after, LOAD_PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = (*last.env.bytes(), last.org.to_string());
+        page.into_iter().for_each(|row| table.put_org(row));
+    }
+    let mut after = ([0; 16], String::new(), String::new());
+    loop {
+        let page = owners::memberships_page_any_environment(conn, after, LOAD_PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = (*last.env.bytes(), last.org.to_string(), last.user.to_string());
+        page.into_iter().for_each(|row| table.put_membership(row));
+    }
+    Ok(())
+}

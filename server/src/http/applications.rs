@@ -1,0 +1,149 @@
+//! Applications over HTTP (wire.md §4): the machine-to-machine clients of the management API.
+
+use keyward_core::AppId;
+use serde_json::{Value, json};
+
+use super::call::{Call, Reply};
+use super::fields::wrong;
+use super::keys::NAME_MAX;
+use super::page::{decode_token, encode_token};
+use crate::clock::rfc3339;
+use crate::error::{Error, Result};
+use crate::lease::Settle;
+use crate::ops::applications as ops;
+use crate::store::applications::{self as store, Application};
+
+/// Seconds for which the present secret stays good after a rotation, unless said otherwise: a day.
+const GRACE_SECONDS: i64 = 86_400;
+/// The most of it: a week.
+const GRACE_SECONDS_MAX: i64 = 604_800;
+/// What Kinde's published API defines for an application and Keyward has no use for.
+const IGNORED: &[&str] =
+    &["language_key", "logout_uris", "redirect_uris", "login_uri", "homepage_uri", "org_code"];
+
+fn app_id(call: &Call) -> Result<AppId> {
+    AppId::parse(call.path("application_id")).ok_or_else(|| Error::not_found("application"))
+}
+
+fn application(app: &Application) -> Value {
+    json!({ "id": app.app.to_string(), "name": app.name, "type": "m2m" })
+}
+
+/// `GET /applications`
+pub(crate) async fn list(call: Call) -> Result<Reply> {
+    let mut query = call.query()?;
+    query.ignore(&["sort"]);
+    let size = query.page_size(10)?;
+    let token = query.take_str("next_token", 1_000)?;
+    query.finish()?;
+    let after = match token {
+        None => [0; 16],
+        Some(token) => {
+            let wrong = || wrong("next_token", "is not one that was given out");
+            *AppId::parse(&decode_token(&token)?).ok_or_else(wrong)?.bytes()
+        }
+    };
+    let mut conn = call.app.store.read().await?;
+    let mut found = store::page(&mut conn, call.env, after, size + 1).await?;
+    let has_more = found.len() as i64 > size;
+    found.truncate(usize::try_from(size).unwrap_or(0));
+    let next = found.last().filter(|_| has_more).map(|app| encode_token(&app.app.to_string()));
+    let shown: Vec<Value> = found.iter().map(application).collect();
+    Ok(Reply::ok(json!({
+        "code": "OK",
+        "message": "Success",
+        "applications": shown,
+        "next_token": next,
+    })))
+}
+
+/// `POST /applications`
+pub(crate) async fn create(call: Call) -> Result<Reply> {
+    let mut body = call.body()?;
+    let name = body.need_name("name", NAME_MAX)?;
+    let kind = body.need_str("type", 20)?;
+    body.ignore(IGNORED);
+    body.finish()?;
+    if kind != "m2m" {
+        return Err(wrong("type", "must be m2m"));
+    }
+    let app = &call.app;
+    let done = ops::create(&app.store, call.env, &call.context, app.pepper(), name).await?;
+    app.settle(done.seq, Settle::Widening).await?;
+    let (id, secret) = &done.value;
+    Ok(Reply::created(json!({
+        "code": "APPLICATION_CREATED",
+        "message": "Application created",
+        "application": {
+            "id": id.to_string(),
+            "client_id": id.to_string(),
+            "client_secret": secret.as_str(),
+        },
+    }))
+    .seq(done.seq)
+    .secret())
+}
+
+/// `GET /applications/{application_id}`
+pub(crate) async fn show(call: Call) -> Result<Reply> {
+    let id = app_id(&call)?;
+    let mut conn = call.app.store.read().await?;
+    let found = store::find(&mut conn, call.env, id).await?;
+    let found = found.ok_or_else(|| Error::not_found("application"))?;
+    let mut value = application(&found);
+    value["client_id"] = json!(id.to_string());
+    value["is_active"] = json!(found.disabled_at.is_none());
+    value["created_on"] = json!(rfc3339(found.created_at));
+    Ok(Reply::ok(json!({ "code": "OK", "message": "Success", "application": value })))
+}
+
+/// `PATCH /applications/{application_id}`
+pub(crate) async fn update(call: Call) -> Result<Reply> {
+    let id = app_id(&call)?;
+    let mut body = call.body()?;
+    let name = body.take_name("name", NAME_MAX)?;
+    let enabled = body.take_bool("is_active")?;
+    body.ignore(IGNORED);
+    body.finish()?;
+    let app = &call.app;
+    let done = ops::update(&app.store, call.env, &call.context, id, name, enabled).await?;
+    app.settle(done.seq, Settle::Narrowing).await?;
+    Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
+}
+
+/// `DELETE /applications/{application_id}`
+pub(crate) async fn delete(call: Call) -> Result<Reply> {
+    let id = app_id(&call)?;
+    let app = &call.app;
+    let done = ops::delete(&app.store, call.env, &call.context, id).await?;
+    app.settle(done.seq, Settle::Narrowing).await?;
+    let body = json!({ "code": "APPLICATION_DELETED", "message": "Application deleted" });
+    Ok(Reply::ok(body).seq(done.seq))
+}
+
+/// `POST /applications/{application_id}/secret`
+pub(crate) async fn rotate_secret(call: Call) -> Result<Reply> {
+    let id = app_id(&call)?;
+    let mut body = call.body()?;
+    let grace = body.take_int("grace_period_seconds", 0..=GRACE_SECONDS_MAX)?;
+    body.finish()?;
+    let overlap_us = grace.unwrap_or(GRACE_SECONDS) * 1_000_000;
+    let app = &call.app;
+    let now = app.clock().now_us();
+    let pepper = app.pepper();
+    let done =
+        ops::rotate_secret(&app.store, call.env, &call.context, pepper, id, overlap_us).await?;
+    app.settle(done.seq, Settle::Narrowing).await?;
+    Ok(Reply::created(json!({
+        "code": "APPLICATION_SECRET_ROTATED",
+        "message": "Application secret rotated",
+        "application": {
+            "id": id.to_string(),
+            "client_id": id.to_string(),
+            "client_secret": done.value.as_str(),
+            "previous_secret_expires_on": rfc3339(now + overlap_us),
+        },
+    }))
+    .seq(done.seq)
+    .secret())
+}

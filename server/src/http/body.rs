@@ -1,0 +1,42 @@
+//! Reading a request's body, up to a limit.
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+
+/// Why a body could not be read.
+#[derive(Debug)]
+pub(crate) enum Unreadable {
+    /// It is larger than allowed.
+    TooLarge,
+    /// The connection broke.
+    Broken,
+}
+
+/// Reads a whole body of at most `max` bytes. A body that comes in one piece, as nearly all do, is
+/// not copied.
+pub(crate) async fn read(mut body: Incoming, max: usize) -> Result<Bytes, Unreadable> {
+    if body.size_hint().lower() > max as u64 {
+        return Err(Unreadable::TooLarge);
+    }
+    let mut whole = Bytes::new();
+    let mut pieces: Option<BytesMut> = None;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Unreadable::Broken)?.into_data() else { continue };
+        let length = pieces.as_ref().map_or(whole.len(), BytesMut::len) + data.len();
+        if length > max {
+            return Err(Unreadable::TooLarge);
+        }
+        match &mut pieces {
+            Some(pieces) => pieces.extend_from_slice(&data),
+            None if whole.is_empty() => whole = data,
+            None => {
+                let mut joined = BytesMut::with_capacity(length);
+                joined.extend_from_slice(&whole);
+                joined.extend_from_slice(&data);
+                pieces = Some(joined);
+            }
+        }
+    }
+    Ok(pieces.map_or(whole, BytesMut::freeze))
+}

@@ -1,0 +1,230 @@
+//! Listeners: TCP with or without TLS, the operator's socket, and metrics for machines.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::auth::Connection;
+use super::call::{Answer, Reply};
+use super::{error, operational, routes, verify};
+use crate::App;
+use crate::error::{Error, Result};
+
+/// Connections that the kernel may hold ready.
+const BACKLOG: u32 = 1_024;
+/// How long a TLS handshake may take.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Most bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+
+/// Binds `address`. A port that a killed server held can be bound again at once.
+///
+/// # Errors
+/// `Unavailable` that names the address.
+pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener> {
+    let bound = (|| {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    })();
+    bound.map_err(|cause: io::Error| {
+        Error::unavailable(format!("cannot listen on {address} ({})", cause.kind())).because(cause)
+    })
+}
+
+/// Binds the operator's socket at `path`, for the owner of the folder alone.
+///
+/// # Errors
+/// `Unavailable` that names the path.
+pub(crate) fn bind_socket(path: &Path) -> Result<UnixListener> {
+    let failed = |cause: io::Error| {
+        let public = format!("cannot listen on {} ({})", path.display(), cause.kind());
+        Error::unavailable(public).because(cause)
+    };
+    // OK to remove: we hold the folder's lock, so whoever left it is gone.
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+        Err(cause) => return Err(failed(cause)),
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves TCP connections until the server stops, then lets those in flight finish.
+pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<TlsAcceptor>) {
+    let mut stop = app.stopping.subscribe();
+    let places = Arc::new(Semaphore::new(app.limits.connections_max));
+    let mut connections = JoinSet::new();
+    loop {
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            _ = stop.changed() => break,
+        };
+        let Ok(place) = place else { break };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.changed() => break,
+        };
+        while connections.try_join_next().is_some() {}
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(cause) => {
+                // Out of descriptors or the like: waiting is all that can be done.
+                tracing::warn!(%cause, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // OK to ignore: without it small answers only come later.
+        let _ = stream.set_nodelay(true);
+        let (app, tls) = (Arc::clone(&app), tls.clone());
+        connections.spawn(async move {
+            let _place = place;
+            let connection = Arc::new(Connection::from(address.ip()));
+            match tls {
+                None => converse(app, connection, stream).await,
+                Some(tls) => {
+                    let handshake = tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream));
+                    match handshake.await {
+                        Ok(Ok(stream)) => converse(app, connection, stream).await,
+                        Ok(Err(_)) | Err(_) => tracing::debug!("a TLS handshake failed"),
+                    }
+                }
+            }
+        });
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Serves the operator's socket until the server stops.
+pub(crate) async fn serve_socket(app: Arc<App>, listener: UnixListener) {
+    let mut stop = app.stopping.subscribe();
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.changed() => break,
+        };
+        while connections.try_join_next().is_some() {}
+        if let Ok((stream, _)) = accepted {
+            let connection = Arc::new(Connection::operator());
+            connections.spawn(converse(Arc::clone(&app), connection, stream));
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// Serves metrics, health and readiness without a token, for a listener of their own.
+pub(crate) async fn serve_metrics(app: Arc<App>, listener: TcpListener) {
+    let mut stop = app.stopping.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.changed() => return,
+        };
+        let Ok((stream, _)) = accepted else { continue };
+        let app = Arc::clone(&app);
+        tokio::spawn(async move {
+            let service = service_fn(|request: Request<Incoming>| {
+                let answer = measure(&app, &request);
+                async move { Ok::<_, std::convert::Infallible>(answer) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(app.limits.idle_timeout)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(cause) = served {
+                tracing::debug!(%cause, "a metrics connection broke");
+            }
+        });
+    }
+}
+
+fn measure(app: &Arc<App>, request: &Request<Incoming>) -> Answer {
+    match request.uri().path() {
+        "/metrics" => {
+            let text = app.metrics.render(app);
+            Reply::text("text/plain; version=0.0.4; charset=utf-8", text).into_answer()
+        }
+        "/healthz" => operational::healthy().into_answer(),
+        "/readyz" => operational::readiness(app)
+            .map_or_else(|unready| error::answer(&unready), Reply::into_answer),
+        _ => error::answer(&Error::not_found("route")),
+    }
+}
+
+/// Answers the requests of one connection, one after the other, until it ends.
+async fn converse<S>(app: Arc<App>, connection: Arc<Connection>, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut stop: watch::Receiver<bool> = app.stopping.subscribe();
+    let idle = app.limits.idle_timeout;
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .max_buf_size(HEAD_BYTES_MAX.max(8_192))
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(idle)
+        .max_header_list_size(HEAD_BYTES_MAX as u32);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (app, connection) = (Arc::clone(&app), Arc::clone(&connection));
+        async move { Ok::<_, std::convert::Infallible>(answer(&app, &connection, request).await) }
+    });
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = stopped(&mut stop) => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(cause) = ended {
+        tracing::debug!(cause = %cause, "a connection broke");
+    }
+}
+
+/// Ends when the server is told to.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // OK to ignore: the sender lives as long as the app that every connection holds.
+    let _ = stop.wait_for(|stopping| *stopping).await;
+}
+
+/// The way of a request: verification has one of its own, everything else goes by the route table.
+async fn answer(app: &Arc<App>, connection: &Connection, request: Request<Incoming>) -> Answer {
+    if request.uri().path() == "/api/v1/api_keys/verify"
+        && request.method() == Method::POST
+        && request.uri().query().is_none()
+    {
+        let (head, body) = request.into_parts();
+        let directory = app.shared.directory.load_full();
+        let authority = head.uri.authority().map(hyper::http::uri::Authority::as_str);
+        let host = routes::host(authority, &head.headers);
+        let Some(tenant) = directory.by_host(host) else { return error::misdirected() };
+        return verify::answer_for(app, connection, &directory, tenant, &head.headers, body).await;
+    }
+    routes::answer(app, connection, request).await
+}

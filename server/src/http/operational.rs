@@ -1,0 +1,65 @@
+//! Operational routes (wire.md §6): health, readiness, metrics, and the document of all routes.
+
+use std::sync::{Arc, LazyLock};
+
+use serde_json::{Value, json};
+
+use super::call::{Call, Reply};
+use super::{OPENAPI, reference};
+use crate::App;
+use crate::error::{Error, Result};
+
+/// Reading the document once is enough: it is part of the binary.
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+    serde_json::from_str(OPENAPI).expect("the OpenAPI document that is compiled in is JSON")
+});
+
+static REFERENCE: LazyLock<String> = LazyLock::new(|| reference::page(&DOCUMENT));
+
+/// `GET /healthz`: the process answers.
+pub(crate) async fn health(_call: Call) -> Result<Reply> {
+    Ok(healthy())
+}
+
+/// That the process answers.
+pub(crate) fn healthy() -> Reply {
+    Reply::ok(json!({ "status": "ok" }))
+}
+
+/// `GET /readyz`: a verification can be answered.
+pub(crate) async fn ready(call: Call) -> Result<Reply> {
+    readiness(&call.app)
+}
+
+/// Whether a verification can be answered, and what should worry the operator.
+pub(crate) fn readiness(app: &Arc<App>) -> Result<Reply> {
+    if !app.is_ready() {
+        return Err(Error::unavailable("not ready: this server has no fresh view of the keys"));
+    }
+    let directory = app.shared.directory.load();
+    if directory.tenants().any(|tenant| tenant.withheld) {
+        let public = "not ready: this store was restored and waits for `keyward restore --confirm`";
+        return Err(Error::unavailable(public));
+    }
+    let mut warnings = Vec::new();
+    if app.counting.is_at_risk() {
+        warnings.push("the counter file cannot be written: a crash now would lose counts");
+    }
+    Ok(Reply::ok(json!({ "status": "ready", "warnings": warnings })))
+}
+
+/// `GET /metrics`, in the Prometheus text format.
+pub(crate) async fn metrics(call: Call) -> Result<Reply> {
+    let text = call.app.metrics.render(&call.app);
+    Ok(Reply::text("text/plain; version=0.0.4; charset=utf-8", text))
+}
+
+/// `GET /openapi.json`
+pub(crate) async fn openapi(_call: Call) -> Result<Reply> {
+    Ok(Reply::text("application/json", OPENAPI.to_owned()))
+}
+
+/// `GET /reference`: the same document for people.
+pub(crate) async fn reference(_call: Call) -> Result<Reply> {
+    Ok(Reply::text("text/html; charset=utf-8", REFERENCE.clone()))
+}

@@ -1,0 +1,71 @@
+//! Callers without a token, where an environment allows verification to everybody.
+//!
+//! Each address may ask so often and no more, so that guessing keys is not made cheap. The limit is
+//! GCRA (one instant for each address); addresses are forgotten when their instant has passed.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// Verifications without a token that one address may ask for in a minute.
+const PER_MINUTE: i64 = 120;
+/// How many of them at once.
+const BURST: i64 = 20;
+/// Addresses that are remembered; beyond that, strangers wait.
+const ADDRESSES_MAX: usize = 100_000;
+/// One verification's share of a minute, in µs.
+const STEP_US: i64 = 60_000_000 / PER_MINUTE;
+
+/// When each address has used up what it was given.
+#[derive(Debug, Default)]
+pub struct PublicCallers(Mutex<HashMap<IpAddr, i64>>);
+
+impl PublicCallers {
+    /// Admits a verification from `address` at `boot_us`.
+    ///
+    /// # Errors
+    /// `TooMany` when the address has asked too often.
+    pub(crate) fn admit(&self, address: Option<IpAddr>, boot_us: i64) -> Result<()> {
+        let Some(address) = address else { return Ok(()) };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= ADDRESSES_MAX {
+            known.retain(|_, used_up| *used_up > boot_us);
+        }
+        let used_up = known.get(&address).copied().unwrap_or(boot_us).max(boot_us);
+        let wait_us = used_up - boot_us - (BURST - 1) * STEP_US;
+        if wait_us > 0 || known.len() >= ADDRESSES_MAX {
+            let seconds = u32::try_from(wait_us / 1_000_000 + 1).unwrap_or(1);
+            let public = "too many verifications without a token from this address";
+            return Err(Error::too_many(seconds, public));
+        }
+        known.insert(address, used_up + STEP_US);
+        Ok(())
+    }
+
+    /// Forgets addresses that have waited long enough.
+    pub(crate) fn forget(&self, boot_us: i64) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, used_up| *used_up > boot_us);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_admitted_as_often_as_the_limit_says() {
+        let callers = PublicCallers::default();
+        let address = Some(IpAddr::from([203, 0, 113, 7]));
+        let admitted = (0..60_000_000)
+            .step_by(10_000)
+            .filter(|at| callers.admit(address, *at).is_ok())
+            .count();
+        // A minute's worth, and the burst at its beginning.
+        assert_eq!(admitted as i64, PER_MINUTE + BURST - 1);
+        let other = Some(IpAddr::from([203, 0, 113, 8]));
+        assert!(callers.admit(other, 60_000_000).is_ok());
+    }
+}

@@ -1,0 +1,235 @@
+//! `keyward serve`: putting the parts together, starting them, and ending them in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::App;
+use crate::clock::{Clock, Entropy};
+use crate::config::{Config, Tls};
+use crate::counting::Counting;
+use crate::error::{Error, Result};
+use crate::folder::{Folder, Lock};
+use crate::follower::{Follower, Shared};
+use crate::http::tokens::TokenCache;
+use crate::http::verify::Rehash;
+use crate::http::{denied, listen};
+use crate::lease::Lease;
+use crate::ops::keys;
+use crate::progress::Progress;
+use crate::public::PublicCallers;
+use crate::secrets::Keyring;
+use crate::store::{Location, Store, changes, idempotency, nodes, schema};
+use crate::telemetry::Metrics;
+
+/// Imported secrets that may wait for being stored anew.
+const REHASHES_MAX: usize = 10_000;
+/// Imported secrets that are stored anew at the same time, to share commits.
+const REHASHES_AT_ONCE: usize = 64;
+/// How often old rows are swept out.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// How long the change log reaches back, in µs: seven days.
+const CHANGES_KEPT_US: i64 = 7 * 24 * 3_600 * 1_000_000;
+
+/// A running server.
+pub struct Server {
+    /// Its parts.
+    pub app: Arc<App>,
+    /// Where it listens.
+    pub address: std::net::SocketAddr,
+    tasks: Vec<JoinHandle<()>>,
+    folder: Folder,
+    grace: Duration,
+    _lock: Lock,
+}
+
+impl Server {
+    /// Starts serving an initialised store; returns when verifications are answered.
+    ///
+    /// # Errors
+    /// `Conflict` when another server uses the folder, `Invalid` when the secrets file or the
+    /// store does not fit, `Unavailable` when something cannot be opened.
+    pub async fn start(config: &Config, clock: Clock, entropy: Entropy) -> Result<Self> {
+        let folder = Folder::create(&config.folder)?;
+        let lock = folder.lock()?;
+        let tls = config.tls.as_ref().map(tls_acceptor).transpose()?;
+        let listener = listen::bind(config.listen)?;
+        let metrics_listener = config.metrics_listen.map(listen::bind).transpose()?;
+        let keyring = Arc::new(Keyring::open(config.secrets_file.clone())?);
+        let store = Store::open(&config.location, false, clock, entropy).await?;
+        schema::bring_up(&store).await?;
+        if matches!(config.location, Location::File(_)) {
+            // Under the folder's lock no other process can verify from this file.
+            nodes::remove_all(&mut store.side().await?).await?;
+        }
+        let counting = Counting::open(folder.path(), &store, config.counting).await?;
+        let shared = Arc::new(Shared::new(Lease::new(config.lease)));
+        let (metrics, denials) = Metrics::new();
+        let (rehashes, wishes) = mpsc::channel(REHASHES_MAX);
+        let mut follower = Follower::new(
+            store.clone(),
+            Arc::clone(&shared),
+            Arc::clone(&keyring),
+            counting.file_id(),
+        );
+        follower.load(&Progress::on_terminal()).await?;
+        follower.poll().await?;
+        let app = Arc::new(App {
+            store,
+            shared,
+            keyring,
+            counting,
+            tokens: TokenCache::new(config.limits.token_cache_max),
+            metrics,
+            public: PublicCallers::default(),
+            rehashes,
+            limits: config.limits.clone(),
+            stopping: watch::Sender::new(false),
+        });
+        let address = listener.local_addr().map_err(Error::internal)?;
+        let socket = listen::bind_socket(&folder.socket())?;
+        let mut tasks = vec![
+            tokio::spawn(follower.run(app.stopping.subscribe())),
+            tokio::spawn(Counting::run(Arc::clone(&app), app.stopping.subscribe())),
+            tokio::spawn(denied::write(Arc::clone(&app), denials)),
+            tokio::spawn(rehash(Arc::clone(&app), wishes)),
+            tokio::spawn(sweep(Arc::clone(&app))),
+            tokio::spawn(listen::serve_socket(Arc::clone(&app), socket)),
+            tokio::spawn(listen::serve_tcp(Arc::clone(&app), listener, tls)),
+        ];
+        tasks.extend(
+            metrics_listener
+                .map(|listener| tokio::spawn(listen::serve_metrics(Arc::clone(&app), listener))),
+        );
+        let grace = config.shutdown_grace;
+        Ok(Self { app, address, tasks, folder, grace, _lock: lock })
+    }
+
+    /// Stops accepting, lets what is in flight finish, stores the counts and gives the lease back.
+    pub async fn stop(self) {
+        self.app.stopping.send_replace(true);
+        let finished = tokio::time::timeout(self.grace, async {
+            for task in self.tasks {
+                // OK to ignore: a task that panicked has said so.
+                let _ = task.await;
+            }
+        });
+        if finished.await.is_err() {
+            tracing::warn!("some requests did not finish in time");
+        }
+        self.app.shared.lease.end();
+        if let Err(error) = self.app.counting.close(&self.app.store).await {
+            let cause = error.chain();
+            tracing::warn!(cause, "the last counts are in the counter file only");
+        }
+        let node = self.app.store.node();
+        let gone = async { nodes::remove(&mut self.app.store.side().await?, node).await };
+        if let Err(error) = gone.await {
+            tracing::warn!(cause = error.chain(), "the lease could not be given back");
+        }
+        self.app.store.close().await;
+        // OK to ignore: the next server removes it too.
+        let _ = std::fs::remove_file(self.folder.socket());
+    }
+}
+
+/// Serves until the process is told to end by SIGTERM or SIGINT.
+///
+/// # Errors
+/// As [`Server::start`].
+pub async fn run(config: Config) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::internal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::internal)?;
+    let starting = Server::start(&config, Clock::system(), Entropy::system());
+    let server = tokio::select! {
+        started = starting => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    tracing::info!(keys = server.app.key_count(), "serving at {scheme}://{}", server.address);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    server.stop().await;
+    Ok(())
+}
+
+fn tls_acceptor(tls: &Tls) -> Result<TlsAcceptor> {
+    let bad = |path: &std::path::Path, why: String| {
+        Error::invalid("BAD_TLS", format!("{}: {why}", path.display()))
+    };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&tls.cert)
+        .and_then(Iterator::collect)
+        .map_err(|cause| bad(&tls.cert, format!("is no PEM certificate chain ({cause})")))?;
+    // OK to drop the cause: it could quote the key.
+    let key = PrivateKeyDer::from_pem_file(&tls.key)
+        .map_err(|_| bad(&tls.key, "is no PEM private key".to_owned()))?;
+    let mut config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|cause| bad(&tls.cert, format!("does not go with the key ({cause})")))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Stores imported secrets under the current pepper, some at a time, until the server stops.
+async fn rehash(app: Arc<App>, mut wishes: mpsc::Receiver<Rehash>) {
+    let mut stop = app.stopping.subscribe();
+    let mut waiting = Vec::new();
+    loop {
+        tokio::select! {
+            received = wishes.recv_many(&mut waiting, REHASHES_AT_ONCE) => {
+                if received == 0 {
+                    return;
+                }
+            }
+            _ = stop.wait_for(|stopping| *stopping) => return,
+        }
+        // The same key is often seen several times before its first wish is carried out.
+        waiting.sort_by_key(|wish| wish.key);
+        waiting.dedup_by_key(|wish| wish.key);
+        let mut writing = tokio::task::JoinSet::new();
+        for wish in waiting.drain(..) {
+            let app = Arc::clone(&app);
+            writing.spawn(async move {
+                let Rehash { env, key, from, to, pepper_id } = wish;
+                keys::rehash(&app.store, env, key, from, to, pepper_id).await.map(|_| ())
+            });
+        }
+        while let Some(written) = writing.join_next().await {
+            if let Ok(Err(error)) = written {
+                tracing::warn!(cause = error.chain(), "an imported key was not stored anew yet");
+            }
+        }
+    }
+}
+
+/// Sweeps out rows that have had their time, now and then, until the server stops.
+async fn sweep(app: Arc<App>) {
+    let mut stop = app.stopping.subscribe();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+            _ = stop.wait_for(|stopping| *stopping) => return,
+        }
+        let now = app.clock().now_us();
+        let swept = async {
+            changes::prune(&app.store, now - CHANGES_KEPT_US).await?;
+            idempotency::prune_any_environment(&app.store, now).await
+        };
+        if let Err(error) = swept.await {
+            tracing::warn!(cause = error.chain(), "old rows could not be swept out");
+        }
+        app.public.forget(app.clock().boot_us());
+    }
+}

@@ -1,0 +1,361 @@
+//! The database: ground state, and the only place where SQL is written.
+//!
+//! One SQL text runs on two engines. [`Conn`] has an arm for each, and the macros [`rows!`],
+//! [`row!`] and [`run!`] repeat a statement in both arms; that is the whole abstraction. Reading
+//! goes through [`Store::read`]; writing goes through [`Store::write`] (see `write`), which cannot
+//! be entered without an actor and an action and whose commit leaves the audit record and the
+//! change row. What a statement means is the business of the file of its noun, what a change is
+//! for is the business of `ops/`.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, PgPool, Postgres, Sqlite, SqlitePool};
+
+use crate::clock::{Clock, Entropy};
+use crate::error::{Error, Result};
+
+pub(crate) mod apis;
+pub(crate) mod applications;
+pub(crate) mod audit;
+pub(crate) mod changes;
+pub(crate) mod counts;
+pub(crate) mod engine;
+pub(crate) mod environments;
+pub(crate) mod idempotency;
+pub(crate) mod keys;
+pub(crate) mod nodes;
+pub(crate) mod owners;
+pub(crate) mod schema;
+pub(crate) mod sealed;
+pub(crate) mod transfer;
+mod write;
+
+pub use write::{Committed, Fact, Outcome, Touched, Tx};
+
+/// How many connections read at once; writes have one of their own.
+const READERS_MAX: u32 = 4;
+/// How long a process waits for another's write to end on SQLite.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One connection, on one of the two engines.
+pub(crate) enum Conn {
+    /// The embedded engine.
+    Sqlite(PoolConnection<Sqlite>),
+    /// A server.
+    Postgres(PoolConnection<Postgres>),
+}
+
+/// Repeats a statement in both arms of a [`Conn`] and fetches every row as `$row`.
+macro_rules! rows {
+    ($conn:expr, $row:ty, $sql:expr $(, $arg:expr)* $(,)?) => {
+        match $conn {
+            $crate::store::Conn::Sqlite(c) => sqlx::query_as::<_, $row>($sql)
+                $(.bind($arg))*.fetch_all(&mut **c).await,
+            $crate::store::Conn::Postgres(c) => sqlx::query_as::<_, $row>($sql)
+                $(.bind($arg))*.fetch_all(&mut **c).await,
+        }
+        .map_err($crate::store::failed)
+    };
+}
+
+/// Like [`rows!`], for at most one row.
+macro_rules! row {
+    ($conn:expr, $row:ty, $sql:expr $(, $arg:expr)* $(,)?) => {
+        match $conn {
+            $crate::store::Conn::Sqlite(c) => sqlx::query_as::<_, $row>($sql)
+                $(.bind($arg))*.fetch_optional(&mut **c).await,
+            $crate::store::Conn::Postgres(c) => sqlx::query_as::<_, $row>($sql)
+                $(.bind($arg))*.fetch_optional(&mut **c).await,
+        }
+        .map_err($crate::store::failed)
+    };
+}
+
+/// Like [`rows!`], for a statement that returns nothing: the number of rows it touched.
+macro_rules! run {
+    ($conn:expr, $sql:expr $(, $arg:expr)* $(,)?) => {
+        match $conn {
+            $crate::store::Conn::Sqlite(c) => sqlx::query::<sqlx::Sqlite>($sql)
+                $(.bind($arg))*.execute(&mut **c).await.map(|done| done.rows_affected()),
+            $crate::store::Conn::Postgres(c) => sqlx::query::<sqlx::Postgres>($sql)
+                $(.bind($arg))*.execute(&mut **c).await.map(|done| done.rows_affected()),
+        }
+        .map_err($crate::store::failed)
+    };
+}
+pub(crate) use {row, rows, run};
+
+impl Conn {
+    /// Runs fixed text without arguments: transaction control and migrations.
+    pub(crate) async fn raw(&mut self, sql: &'static str) -> Result<()> {
+        self.raw_text(sqlx::AssertSqlSafe(sql)).await
+    }
+
+    /// Like [`Conn::raw`], for text that this crate made from its own fixed parts.
+    pub(crate) async fn raw_text(&mut self, sql: impl sqlx::SqlSafeStr) -> Result<()> {
+        match self {
+            Conn::Sqlite(c) => sqlx::raw_sql(sql).execute(&mut **c).await.map(|_| ()),
+            Conn::Postgres(c) => sqlx::raw_sql(sql).execute(&mut **c).await.map(|_| ()),
+        }
+        .map_err(failed)
+    }
+
+    /// Begins a transaction that sees one snapshot of the store and writes nothing.
+    pub(crate) async fn begin_snapshot(&mut self) -> Result<()> {
+        match self {
+            Conn::Sqlite(_) => self.raw("begin deferred").await,
+            Conn::Postgres(_) => {
+                self.raw("begin transaction isolation level repeatable read read only").await
+            }
+        }
+    }
+
+    /// The database's own idea of the time, in µs since the Unix epoch.
+    ///
+    /// SQLite has no clock but the machine's, which the server that holds the file shares.
+    pub(crate) async fn now_us(&mut self, clock: &Clock) -> Result<i64> {
+        match self {
+            Conn::Sqlite(_) => Ok(clock.wall_us()),
+            Conn::Postgres(c) => sqlx::query_scalar::<Postgres, i64>(
+                "select cast(extract(epoch from clock_timestamp()) * 1000000 as bigint)",
+            )
+            .fetch_one(&mut **c)
+            .await
+            .map_err(failed),
+        }
+    }
+}
+
+/// Which database, as the operator named it.
+#[derive(Clone, Debug)]
+pub enum Location {
+    /// An SQLite file in the data folder.
+    File(PathBuf),
+    /// A PostgreSQL server; the text may hold a password, so it is never printed.
+    Server(ServerUrl),
+}
+
+/// A `postgres://` address. `Debug` and `Display` leave the password out.
+#[derive(Clone)]
+pub struct ServerUrl(String);
+
+impl ServerUrl {
+    /// Keeps the address as given.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+}
+
+impl std::fmt::Debug for ServerUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match PgConnectOptions::from_str(&self.0) {
+            Ok(o) => write!(f, "postgres://{}:{}", o.get_host(), o.get_port()),
+            Err(_) => f.write_str("postgres://…"),
+        }
+    }
+}
+
+impl Location {
+    /// Which of the two engines, in one word.
+    pub fn engine(&self) -> &'static str {
+        match self {
+            Location::File(_) => "sqlite",
+            Location::Server(_) => "postgresql",
+        }
+    }
+}
+
+#[derive(Clone)]
+enum Pools {
+    Sqlite { read: SqlitePool, write: SqlitePool },
+    Postgres { read: PgPool, write: PgPool },
+}
+
+/// The open database; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pools: Pools,
+    writer: write::Queue,
+    /// Names this process in the change log.
+    node: [u8; 16],
+    /// The clock that changes are dated by.
+    pub(crate) clock: Clock,
+    /// Where ids and secrets come from.
+    pub(crate) entropy: Entropy,
+}
+
+impl Store {
+    /// Opens the database at `location` without changing it, except that a missing SQLite file is
+    /// made when `create` is set. `schema::bring_up` makes or checks the tables.
+    ///
+    /// # Errors
+    /// `Invalid` for an address that cannot be read, `Unavailable` when nobody answers there.
+    pub async fn open(
+        location: &Location,
+        create: bool,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> Result<Self> {
+        let pools = match location {
+            Location::File(path) => open_sqlite(path, create).await?,
+            Location::Server(url) => open_postgres(url).await?,
+        };
+        let node = entropy.bytes();
+        let writer = write::Queue::start(pools.clone(), node, clock.clone(), entropy.clone());
+        Ok(Self { pools, writer, node, clock, entropy })
+    }
+
+    /// Which of the two engines.
+    pub fn is_sqlite(&self) -> bool {
+        matches!(self.pools, Pools::Sqlite { .. })
+    }
+
+    /// This process's name in the change log and the lease table; new at every start.
+    pub fn node(&self) -> [u8; 16] {
+        self.node
+    }
+
+    /// A connection for reading. It must not be used to write: that would leave no record.
+    pub(crate) async fn read(&self) -> Result<Conn> {
+        match &self.pools {
+            Pools::Sqlite { read, .. } => read.acquire().await.map(Conn::Sqlite),
+            Pools::Postgres { read, .. } => read.acquire().await.map(Conn::Postgres),
+        }
+        .map_err(failed)
+    }
+
+    /// A connection that may write what is no change: leases, counts, migrations, copies.
+    pub(crate) async fn side(&self) -> Result<Conn> {
+        self.pools.writing().await
+    }
+
+    /// Closes every connection after the queued writes are done.
+    pub async fn close(&self) {
+        self.writer.close().await;
+        match &self.pools {
+            Pools::Sqlite { read, write } => {
+                read.close().await;
+                write.close().await;
+            }
+            Pools::Postgres { read, write } => {
+                read.close().await;
+                write.close().await;
+            }
+        }
+    }
+}
+
+impl Pools {
+    async fn writing(&self) -> Result<Conn> {
+        match self {
+            Pools::Sqlite { write, .. } => write.acquire().await.map(Conn::Sqlite),
+            Pools::Postgres { write, .. } => write.acquire().await.map(Conn::Postgres),
+        }
+        .map_err(failed)
+    }
+}
+
+async fn open_sqlite(path: &Path, create: bool) -> Result<Pools> {
+    if !create && !path.exists() {
+        return Err(Error::invalid(
+            "NO_STORE",
+            "there is no Keyward store in this folder; run `keyward init` or `keyward serve`",
+        ));
+    }
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(create)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(false)
+        // 64 MiB of mapped pages: reading the start-up load without copying it.
+        .pragma("mmap_size", "67108864")
+        .statement_cache_capacity(200)
+        .disable_statement_logging();
+    let write = SqlitePoolOptions::new().max_connections(2).connect_lazy_with(options.clone());
+    // The first connection switches the file to WAL, which readers alone could not.
+    drop(write.acquire().await.map_err(failed)?);
+    let read = SqlitePoolOptions::new().max_connections(READERS_MAX).connect_lazy_with(options);
+    Ok(Pools::Sqlite { read, write })
+}
+
+async fn open_postgres(url: &ServerUrl) -> Result<Pools> {
+    let options = PgConnectOptions::from_str(&url.0)
+        .map_err(|_| {
+            Error::invalid(
+                "BAD_DATABASE_URL",
+                "the database address must look like postgres://user@host:5432/name",
+            )
+        })?
+        .application_name("keyward")
+        .disable_statement_logging();
+    let acquire = Duration::from_secs(5);
+    let write = PgPoolOptions::new()
+        .max_connections(3)
+        .acquire_timeout(acquire)
+        .connect_lazy_with(options.clone());
+    let read = PgPoolOptions::new()
+        .max_connections(READERS_MAX)
+        .acquire_timeout(acquire)
+        .connect_lazy_with(options);
+    drop(write.acquire().await.map_err(failed)?);
+    Ok(Pools::Postgres { read, write })
+}
+
+/// What a failed statement means to the one who asked.
+///
+/// A broken constraint is a `Conflict` that carries the constraint's name in `public`, to be told
+/// in words by the caller (see [`breaks`]); a full or absent database is `Unavailable`.
+pub(crate) fn failed(cause: sqlx::Error) -> Error {
+    let unavailable = match &cause {
+        sqlx::Error::Database(e) if e.is_unique_violation() => {
+            let name = match e.constraint() {
+                Some(name) => name.to_owned(),
+                None => e.message().to_owned(),
+            };
+            return Error::conflict("CONSTRAINT", name).because(cause);
+        }
+        // SQLite: busy, locked, read-only, I/O error, corrupt, full, cannot open.
+        // PostgreSQL: connection, shutdown, resources, read-only, serialization, idle timeout.
+        sqlx::Error::Database(e) => e.code().is_some_and(|code| {
+            let sqlite =
+                matches!(code.parse::<u32>().map(|c| c & 0xff), Ok(5 | 6 | 8 | 10 | 11 | 13 | 14));
+            let class = code.get(..2).unwrap_or("");
+            (code.len() < 5 && sqlite)
+                || matches!(class, "08" | "53" | "57" | "58" | "25" | "40" | "55")
+        }),
+        other => {
+            let text = other.to_string();
+            !(text.contains("decoding") || text.contains("column"))
+        }
+    };
+    if unavailable {
+        Error::unavailable("the database does not answer; try again").because(cause)
+    } else {
+        Error::internal(cause)
+    }
+}
+
+/// Whether `error` is the breach of the unique index `name`, which SQLite names by its columns.
+pub(crate) fn breaks(error: &Error, name: &str, sqlite_columns: &str) -> bool {
+    error.code == "CONSTRAINT" && (error.public == name || error.public.contains(sqlite_columns))
+}
+
+/// Sixteen bytes from a column that holds one of our ids.
+pub(crate) fn id16(bytes: &[u8]) -> Result<[u8; 16]> {
+    bytes.try_into().map_err(|_| Error::internal("an id in the database is not 16 bytes long"))
+}
+
+/// A digest from a column that holds one.
+pub(crate) fn digest(bytes: &[u8]) -> Result<keyward_core::Digest> {
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| Error::internal("a digest in the database is not 32 bytes long"))?;
+    Ok(keyward_core::Digest::from_bytes(bytes))
+}

@@ -1,0 +1,427 @@
+//! The one way to change the store: a queue, a transaction, a change row and an audit record.
+//!
+//! A change is a closure that receives a [`Tx`] and returns an [`Outcome`]. The writer task takes
+//! queued changes in order and runs as many as are waiting in one transaction (group commit), a
+//! savepoint each, so that a change that fails takes only itself along. At the end it writes one
+//! row of the change log and one audit record for each, moves the head and commits; only then does
+//! anybody hear of success.
+//!
+//! The sequence is gapless and in commit order because the head is read and moved under a lock
+//! that is held until the commit: `begin immediate` on SQLite, an advisory lock in a statement of
+//! its own on PostgreSQL (consistency.md §2 tells why each of those words matters). Nobody may
+//! hold that lock for long, so a batch ends after [`BATCH_MAX`] changes or [`BATCH_TIME`], and
+//! PostgreSQL ends a transaction that its client has forgotten.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use keyward_core::{ApiId, EnvId, KeyId, OrgCode, UserId};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Conn, Pools, Store, audit, changes, idempotency};
+use crate::clock::{Clock, Entropy};
+use crate::error::{Error, Result, UNCONFIRMED};
+use crate::ops::{Action, Context};
+
+/// Most changes in one transaction.
+const BATCH_MAX: usize = 64;
+/// Longest time that a batch goes on taking further changes.
+const BATCH_TIME: Duration = Duration::from_millis(20);
+/// Changes that may wait; one more is refused with 503.
+const QUEUE_MAX: usize = 4096;
+
+/// What a change touched, so that followers know which rows to read again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Touched {
+    /// Environments, signing keys, applications and their scopes: the directory as a whole.
+    Directory,
+    /// An API and its scopes.
+    Api(ApiId),
+    /// A user.
+    User(UserId),
+    /// An organization.
+    Organization(OrgCode),
+    /// A membership.
+    Membership(OrgCode, UserId),
+    /// A key and its secrets.
+    Key(KeyId),
+}
+
+/// What an audit record says of a change, beyond who and when.
+#[derive(Debug, Default)]
+pub struct Fact {
+    /// The kind of the thing that was changed, in the vocabulary's word.
+    pub target_kind: &'static str,
+    /// Its id.
+    pub target_id: String,
+    /// The user concerned, if one is.
+    pub user: Option<String>,
+    /// The organization concerned, if one is.
+    pub org: Option<String>,
+    /// The state before; never a secret.
+    pub before: Option<Value>,
+    /// The state after; never a secret.
+    pub after: Option<Value>,
+    /// Why, as the actor said it.
+    pub reason: Option<String>,
+    /// What followers must read again.
+    pub touched: Vec<Touched>,
+}
+
+/// What a change came to.
+#[derive(Debug)]
+pub enum Outcome<T> {
+    /// Something was written under the sequence number [`Tx::seq`].
+    Changed(T, Fact),
+    /// The state was reached before, by the change with this number: nothing was written.
+    Reached(T, i64),
+}
+
+/// A result together with the change that it must not be told before.
+#[derive(Debug, Clone)]
+pub struct Committed<T> {
+    /// What the change returned.
+    pub value: T,
+    /// The change's place in the change log.
+    pub seq: i64,
+}
+
+/// A write transaction, as one change sees it.
+pub struct Tx {
+    pub(crate) conn: Conn,
+    /// The time of this change, µs since the epoch.
+    pub(crate) now: i64,
+    /// Where ids and secrets come from.
+    pub(crate) entropy: Entropy,
+    head: i64,
+    audit_head: i64,
+    changes: Vec<changes::NewChange>,
+    audits: Vec<audit::NewRecord>,
+}
+
+impl Tx {
+    /// The sequence number that this change has if it changes anything.
+    pub(crate) fn seq(&self) -> i64 {
+        self.head + 1
+    }
+}
+
+/// A future that borrows the transaction.
+pub(crate) type Step<'t, T> = Pin<Box<dyn Future<Output = T> + Send + 't>>;
+/// Tells the caller, once it is known whether the transaction was committed.
+type Tell = Box<dyn FnOnce(Result<()>) + Send>;
+type Job = Box<dyn for<'t> FnOnce(&'t mut Tx) -> Step<'t, Ran> + Send>;
+
+/// How a job went, and how its caller hears of it.
+struct Ran {
+    /// Whether what it wrote may be kept.
+    keep: bool,
+    tell: Tell,
+}
+
+impl Ran {
+    fn new<T: Send + 'static>(result: Result<T>, answer: oneshot::Sender<Result<T>>) -> Self {
+        let keep = result.is_ok();
+        // OK to ignore a caller that has gone away: the change stands all the same.
+        let tell: Tell = Box::new(move |committed| {
+            let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
+        });
+        Self { keep, tell }
+    }
+}
+
+/// What the writer task is told.
+enum Message {
+    /// Carry out a change.
+    Run(Job),
+    /// Give the connection back and end, then say so.
+    End(oneshot::Sender<()>),
+}
+
+/// The queue in front of the writer task.
+#[derive(Clone)]
+pub(super) struct Queue {
+    jobs: mpsc::Sender<Message>,
+    committed: watch::Receiver<i64>,
+}
+
+impl Queue {
+    /// Starts the writer task; it ends when the last `Queue` is dropped.
+    pub(super) fn start(pools: Pools, node: [u8; 16], clock: Clock, entropy: Entropy) -> Self {
+        let (jobs, inbox) = mpsc::channel(QUEUE_MAX);
+        let (announce, committed) = watch::channel(0);
+        tokio::spawn(Writer { pools, node, clock, entropy, announce, idle: None }.run(inbox));
+        Self { jobs, committed }
+    }
+
+    async fn submit<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> Step<'t, Result<T>> + Send + 'static,
+    {
+        let (answer, wait) = oneshot::channel();
+        let job: Job =
+            Box::new(move |tx| Box::pin(async move { Ran::new(work(tx).await, answer) }));
+        self.jobs
+            .try_send(Message::Run(job))
+            .map_err(|_| Error::unavailable("too many changes are waiting; try again"))?;
+        // A job that was dropped unrun never reached the database.
+        wait.await.unwrap_or_else(|_| {
+            Err(Error::unavailable("the database does not answer; nothing was changed"))
+        })
+    }
+
+    /// Waits until every queued change is done and the writer has ended.
+    pub(super) async fn close(&self) {
+        let (ended, wait) = oneshot::channel();
+        if self.jobs.send(Message::End(ended)).await.is_ok() {
+            // OK to ignore: a writer that is gone has ended too.
+            let _ = wait.await;
+        }
+    }
+}
+
+impl Store {
+    /// Hears the sequence number of each commit of this process.
+    pub(crate) fn committed(&self) -> watch::Receiver<i64> {
+        self.writer.committed.clone()
+    }
+
+    /// Runs one change: one transaction, one row in the change log, one audit record.
+    ///
+    /// # Errors
+    /// Whatever `change` returns, after which nothing of it is stored; `Conflict` with the code
+    /// `IDEMPOTENT_REPLAY` when the caller's idempotency key was used before;
+    /// `Unavailable` when the commit failed or its outcome is unknown.
+    pub(crate) async fn write<T, F>(
+        &self,
+        env: EnvId,
+        context: &Context,
+        action: Action,
+        change: F,
+    ) -> Result<Committed<T>>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> Step<'t, Result<Outcome<T>>> + Send + 'static,
+    {
+        let context = context.clone();
+        self.writer
+            .submit(move |tx| {
+                Box::pin(async move {
+                    let replayed = context.idempotency.as_ref();
+                    if let Some(key) = replayed {
+                        idempotency::refuse_replay(&mut tx.conn, env, key).await?;
+                    }
+                    let outcome = change(tx).await?;
+                    if let Some(key) = replayed {
+                        let target = match &outcome {
+                            Outcome::Changed(_, fact) => fact.target_id.as_str(),
+                            Outcome::Reached(..) => "",
+                        };
+                        idempotency::reserve(&mut tx.conn, env, key, target, tx.now).await?;
+                    }
+                    Ok(match outcome {
+                        Outcome::Reached(value, seq) => Committed { value, seq },
+                        Outcome::Changed(value, fact) => {
+                            let seq = tx.conclude(env, &context, action, fact);
+                            Committed { value, seq }
+                        }
+                    })
+                })
+            })
+            .await
+    }
+
+    /// Stores records that are no change (a token issued, a call denied).
+    pub(crate) async fn record(&self, records: Vec<audit::NewRecord>) -> Result<()> {
+        self.writer
+            .submit(move |tx| {
+                Box::pin(async move {
+                    tx.audits.extend(records);
+                    Ok(())
+                })
+            })
+            .await
+    }
+}
+
+impl Tx {
+    /// Gives the change its number and queues its row and its record for the end of the batch.
+    fn conclude(&mut self, env: EnvId, context: &Context, action: Action, fact: Fact) -> i64 {
+        self.head += 1;
+        self.audits
+            .push(audit::NewRecord::of_change(env, self.now, context, action, &fact, self.head));
+        self.changes.push(changes::NewChange {
+            seq: self.head,
+            nonce: self.entropy.bytes(),
+            env,
+            touched: fact.touched,
+            at: self.now,
+        });
+        self.head
+    }
+}
+
+/// The task that owns the write connection.
+struct Writer {
+    pools: Pools,
+    node: [u8; 16],
+    clock: Clock,
+    entropy: Entropy,
+    announce: watch::Sender<i64>,
+    /// The connection between two batches.
+    idle: Option<Conn>,
+}
+
+impl Writer {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
+        while let Some(message) = inbox.recv().await {
+            let first = match message {
+                Message::Run(job) => job,
+                Message::End(ended) => {
+                    drop(self.idle.take());
+                    // OK to ignore: whoever asked may have stopped waiting.
+                    let _ = ended.send(());
+                    return;
+                }
+            };
+            let tx = match self.begin().await {
+                Ok(tx) => tx,
+                Err(error) => {
+                    // Dropping the job tells its caller that nothing was changed.
+                    tracing::error!(cause = error.chain(), "a write transaction could not begin");
+                    continue;
+                }
+            };
+            if let Some(Message::End(ended)) = self.batch(tx, first, &mut inbox).await {
+                // OK to ignore: whoever asked may have stopped waiting.
+                let _ = ended.send(());
+                return;
+            }
+        }
+    }
+
+    /// Opens the transaction and takes the lock under which the head is read.
+    async fn begin(&mut self) -> Result<Tx> {
+        let mut conn = match self.idle.take() {
+            Some(conn) => conn,
+            None => self.pools.writing().await?,
+        };
+        match &conn {
+            Conn::Sqlite(_) => conn.raw("begin immediate").await?,
+            // The lock has a statement of its own: a statement that waits for it and reads in
+            // one go sees a snapshot from before the wait. 7_163_001 is "K" of consistency.md.
+            Conn::Postgres(_) => {
+                conn.raw(
+                    "begin; set local idle_in_transaction_session_timeout = '1s'; \
+                     set local synchronous_commit = on; select pg_advisory_xact_lock(7163001)",
+                )
+                .await?;
+            }
+        }
+        let heads = changes::heads(&mut conn).await?;
+        Ok(Tx {
+            conn,
+            now: self.clock.now_us(),
+            entropy: self.entropy.clone(),
+            head: heads.seq,
+            audit_head: heads.audit_no,
+            changes: Vec::new(),
+            audits: Vec::new(),
+        })
+    }
+
+    /// Runs `first` and what waits behind it; returns the message that is no change, if one came.
+    async fn batch(
+        &mut self,
+        mut tx: Tx,
+        first: Job,
+        inbox: &mut mpsc::Receiver<Message>,
+    ) -> Option<Message> {
+        let began = self.clock.boot_us();
+        let mut tells = VecDeque::new();
+        let mut next = Some(first);
+        let mut broken = None;
+        let mut left_over = None;
+        while let Some(job) = next.take() {
+            if let Err(error) = run_one(&mut tx, job, &mut tells).await {
+                broken = Some(error);
+                break;
+            }
+            let elapsed = self.clock.boot_us() - began;
+            let in_time = i128::from(elapsed) < i128::try_from(BATCH_TIME.as_micros()).unwrap_or(0);
+            if tells.len() < BATCH_MAX && in_time {
+                match inbox.try_recv() {
+                    Ok(Message::Run(job)) => next = Some(job),
+                    Ok(end @ Message::End(_)) => left_over = Some(end),
+                    Err(_) => {}
+                }
+            }
+        }
+        let result = match broken {
+            Some(error) => Err(error),
+            None => commit(&mut tx, self.node).await,
+        };
+        match &result {
+            Ok(()) => {
+                let head = tx.head;
+                self.announce.send_if_modified(|seq| std::mem::replace(seq, head) != head);
+                self.idle = Some(tx.conn);
+            }
+            // The connection goes with the transaction: its state is not known.
+            Err(error) => {
+                tracing::error!(cause = error.chain(), "a write transaction failed");
+                discard(tx.conn).await;
+            }
+        }
+        for tell in tells {
+            tell(match &result {
+                Ok(()) => Ok(()),
+                Err(_) => Err(Error {
+                    code: UNCONFIRMED,
+                    ..Error::unavailable(
+                        "the change could not be confirmed; ask for its state before trying again",
+                    )
+                }),
+            });
+        }
+        if left_over.is_some() {
+            drop(self.idle.take());
+        }
+        left_over
+    }
+}
+
+/// Runs one job behind a savepoint, so that a failed one takes only itself along.
+async fn run_one(tx: &mut Tx, job: Job, tells: &mut VecDeque<Tell>) -> Result<()> {
+    tx.conn.raw("savepoint change").await?;
+    let (changes, audits, head) = (tx.changes.len(), tx.audits.len(), tx.head);
+    let ran = job(tx).await;
+    tells.push_back(ran.tell);
+    if !ran.keep {
+        tx.changes.truncate(changes);
+        tx.audits.truncate(audits);
+        tx.head = head;
+        tx.conn.raw("rollback to savepoint change").await?;
+    }
+    Ok(())
+}
+
+async fn commit(tx: &mut Tx, node: [u8; 16]) -> Result<()> {
+    let audit_head = tx.audit_head;
+    audit::insert(&mut tx.conn, audit_head, std::mem::take(&mut tx.audits)).await?;
+    changes::insert(&mut tx.conn, node, std::mem::take(&mut tx.changes)).await?;
+    tx.conn.raw("commit").await
+}
+
+/// Closes a connection instead of giving it back to the pool.
+async fn discard(conn: Conn) {
+    // OK to ignore: it is being thrown away because it may be broken.
+    match conn {
+        Conn::Sqlite(c) => drop(c.close().await),
+        Conn::Postgres(c) => drop(c.close().await),
+    }
+}

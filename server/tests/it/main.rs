@@ -1,0 +1,9 @@
+//! What Keyward promises, tried over HTTP against a running server, on both engines.
+//!
+//! One binary, a file for each area. [`world::World`] is a server of a test's own with a clock and
+//! chance that the test holds in its hands, so ids and secrets appear literally.
+
+#![expect(clippy::expect_used, reason = "a test says with a panic what went wrong")]
+
+mod verify;
+mod world;
