@@ -479,7 +479,19 @@ await check("a missing key is a 404 whose errors is one object", async () => {
   await refusal(404, () => ApiKeys.rotateApiKey({ keyId: `api_key_${"0".repeat(32)}` }));
   await refusal(404, () => ApiKeys.deleteApiKey({ keyId: `api_key_${"0".repeat(32)}` }));
   await refusal(404, () => Organizations.deleteOrganization({ orgCode: "org_nowhere" }));
-  await refusal(404, () => Users.deleteUser({ id: `kp_${"0".repeat(32)}` }));
+});
+
+await check("an owner that only the query names and that does not exist is a 400", async () => {
+  const nobody = `kp_${"0".repeat(32)}`;
+  for (const call of [
+    () => Users.getUserData({ id: nobody }),
+    () => Users.updateUser({ id: nobody, requestBody: { given_name: "Ada" } }),
+    () => Users.deleteUser({ id: nobody }),
+    () => Organizations.getOrganization({ code: "org_nowhere" }),
+  ]) {
+    const error = await refusal(400, call);
+    assert.ok(Array.isArray(error.body.errors));
+  }
 });
 
 await check("a bad request is a 400 whose errors is a list", async () => {
@@ -496,14 +508,14 @@ await check("deleting a user ends that user's keys", async () => {
   assert.equal((await verify(api_key.key)).is_valid, true);
   await Users.deleteUser({ id: made.userId, isDeleteProfile: true });
   assert.equal((await verify(api_key.key)).is_valid, false);
-  await refusal(404, () => Users.getUserData({ id: made.userId }));
+  await refusal(400, () => Users.getUserData({ id: made.userId }));
 });
 
 await check("deleting an organization and an API ends their keys", async () => {
   const requestBody = { name: "House", type: "environment", api_id: made.apiId };
   const { api_key } = await ApiKeys.createApiKey({ requestBody });
   await Organizations.deleteOrganization({ orgCode: made.orgCode });
-  await refusal(404, () => Organizations.getOrganization({ code: made.orgCode }));
+  await refusal(400, () => Organizations.getOrganization({ code: made.orgCode }));
   const orgKey = await ApiKeys.getApiKey({ keyId: made.orgKeyId });
   assert.equal(orgKey.api_key.status, "revoked");
   assert.equal((await Apis.deleteApi({ apiId: made.apiId })).code, "API_DELETED");

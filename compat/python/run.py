@@ -389,7 +389,18 @@ def _():
         assert raises(NotFoundException, lambda: call(f"api_key_{NOBODY}")).data.errors.code
     error = raises(NotFoundException, lambda: organizations.delete_organization("org_nowhere"))
     assert error.data.errors.code
-    raises(NotFoundException, lambda: users.get_user_data("nobody"))
+
+
+@check("an owner that only the query names and that does not exist is a 400")
+def _():
+    for call in (
+        lambda: users.get_user_data("nobody"),
+        lambda: users.update_user("nobody", {"given_name": "Ada"}),
+        lambda: users.delete_user("nobody"),
+        lambda: organizations.get_organization(code="org_nowhere"),
+    ):
+        error = raises(BadRequestException, call)
+        assert error.data.errors[0].code, error.body
 
 
 @check("a bad request is a 400 that the client decodes")

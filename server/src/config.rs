@@ -151,6 +151,7 @@ impl Config {
 }
 
 /// An environment variable; an empty one counts as not set.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -222,7 +223,7 @@ impl Raw {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(cause) if own && cause.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            // OK to go on: a folder that is no folder, or is closed to us, is told where it is used.
+            // OK to go on: a folder that is closed to us is told where it is used.
             Err(_) if own && !path.exists() => return Ok(()),
             Err(cause) => {
                 let public = format!(

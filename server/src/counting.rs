@@ -64,12 +64,25 @@ impl Counting {
                 let (counters, cursor) = claimed.confirm();
                 let this =
                     Self { counters: Arc::new(counters), cursor: Mutex::new(cursor), enabled };
+                drop(conn);
                 this.raise(store).await?;
+                this.close_others(store).await?;
                 return Ok(this);
             }
             claimed = claimed.refused("the database knows a later generation");
         }
         Err(Error::unavailable("another process keeps taking the counter file"))
+    }
+
+    /// Folds the totals of files that nobody will open again into one sum for each key.
+    ///
+    /// On SQLite whoever holds the folder's lock is the only server, so every other file is such a
+    /// file: one that was lost, replaced or set aside. On a server, another node may have it.
+    async fn close_others(&self, store: &Store) -> Result<()> {
+        if !store.is_sqlite() {
+            return Ok(());
+        }
+        counts::close_all_but(store, self.file_id(), store.clock.now_us()).await
     }
 
     /// Lifts cells to what the database knows of this file, for a machine that lost its last

@@ -167,6 +167,11 @@ impl Directory {
         })
     }
 
+    /// Whether nothing has been read yet.
+    pub fn is_empty(&self) -> bool {
+        self.tenants.is_empty()
+    }
+
     /// An environment by its id.
     pub fn tenant(&self, env: EnvId) -> Option<&Arc<Tenant>> {
         self.tenants.get(&env)

@@ -13,6 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use keyward_core::{ApiRow, EnvId, EnvironmentRow, KeyRow, MembershipRow, OrgRow, Table, UserRow};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -20,15 +21,23 @@ use crate::error::{Error, Result};
 use crate::lease::{Asked, Lease};
 use crate::progress::Progress;
 use crate::secrets::Keyring;
-use crate::store::{Conn, Store, Touched, apis, changes, counts, keys, nodes, owners, schema};
+use crate::store::{Conn, Store, Touched, Unfinished, apis, changes, counts, keys, nodes, owners, schema};
 
 /// How often the store is asked for changes of other processes. The command line's changes must be
 /// followed within 100 ms; asking an idle store costs about 50 µs.
 const POLL: Duration = Duration::from_millis(40);
+/// How long the store may take to answer a poll before another connection is tried: one that was
+/// cut without a word never answers.
+const SILENCE_MAX: Duration = Duration::from_secs(4);
+/// The same for a load, which takes 3 s for a million keys.
+const LOAD_MAX: Duration = Duration::from_secs(300);
 /// Rows that a load reads at once.
 const LOAD_PAGE: i64 = 20_000;
 /// How often the lease row is renewed for others to see, in µs.
 const REGISTER_EVERY_US: i64 = 5_000_000;
+/// How long others are left not knowing that this process applied changes of its own, in µs. They
+/// wait for that only when they repeat such a change, and a write for each would be dear.
+const OWN_CHANGES_TOLD_EVERY_US: i64 = 200_000;
 
 /// What the follower keeps up to date, shared with those who read it.
 pub struct Shared {
@@ -69,7 +78,15 @@ pub(crate) struct Follower {
     nonce: Option<Vec<u8>>,
     incarnation: String,
     generation: u64,
+    /// When the lease row was last written, and up to which change.
     registered_at: i64,
+    acknowledged: i64,
+    /// Whether the store is not the one that was followed, or its log no longer reaches back.
+    must_load: bool,
+    /// Whether another process waits for what was applied.
+    is_waited_for: bool,
+    /// A lease row that is being written, on SQLite.
+    telling: Option<JoinHandle<Result<bool>>>,
 }
 
 impl Follower {
@@ -90,6 +107,10 @@ impl Follower {
             incarnation: String::new(),
             generation: 0,
             registered_at: i64::MIN,
+            acknowledged: -1,
+            must_load: false,
+            is_waited_for: false,
+            telling: None,
         }
     }
 
@@ -100,14 +121,17 @@ impl Follower {
     /// Loads everything from one snapshot. Nothing is served from it before it is complete.
     pub(crate) async fn load(&mut self, progress: &Progress) -> Result<()> {
         let asked = Asked::now(self.clock());
-        let mut conn = self.store.read().await?;
+        let mut conn = Unfinished::of(self.store.read().await?);
         conn.begin_snapshot().await?;
         let loaded = self.load_snapshot(&mut conn, progress).await;
         conn.raw("rollback").await?;
         let (table, directory, head, nonce, incarnation) = loaded?;
         let database_us = conn.now_us(self.clock()).await?;
-        drop(conn);
+        conn.finish();
         (self.applied, self.nonce, self.incarnation) = (head, nonce, incarnation);
+        self.must_load = false;
+        // Until the row is written, which can fail, no lease must be extended.
+        self.is_waited_for = true;
         *self.shared.write_table() = table;
         self.shared.directory.store(Arc::new(directory));
         self.register(asked).await?;
@@ -170,6 +194,8 @@ impl Follower {
         let now = asked.wall_us;
         nodes::register(&mut conn, self.store.node(), self.applied, lease_us, now).await?;
         self.registered_at = asked.boot_us;
+        self.acknowledged = self.applied;
+        self.is_waited_for = false;
         Ok(())
     }
 
@@ -200,62 +226,110 @@ impl Follower {
         }
     }
 
-    /// Asks for changes and applies all of them, then extends the lease.
+    /// Asks for changes, applies all of them, tells the others, then extends the lease.
     pub(crate) async fn poll(&mut self) -> Result<()> {
+        let silent = |_| Err(Error::unavailable("the database leaves questions unanswered"));
+        loop {
+            if self.must_load {
+                tracing::warn!("the change log does not continue what was applied; loading anew");
+                self.shared.lease.end();
+                let load = tokio::time::timeout(LOAD_MAX, self.load(&Progress::silent()));
+                load.await.unwrap_or_else(silent)?;
+            }
+            let asked = tokio::time::timeout(SILENCE_MAX, self.ask()).await;
+            if asked.unwrap_or_else(|_| silent(()).map(|()| false))? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One round of [`Follower::poll`]; false when there must be another: because everything must
+    /// be loaded anew, or because others had waited this node out. They know it again then, but
+    /// only what it asks from now on counts: while its row was gone, nobody waited for it.
+    ///
+    /// It may be given up at any await: what was applied is applied, and no lease was extended.
+    async fn ask(&mut self) -> Result<bool> {
         let asked = Asked::now(self.clock());
-        let mut conn = self.store.read().await?;
+        let mut conn = Unfinished::of(self.store.read().await?);
         let database_us = conn.now_us(self.clock()).await?;
         let (head, nonce) = changes::head_and_nonce(&mut conn, self.applied).await?;
         let incarnation = schema::meta(&mut conn, "incarnation").await?.unwrap_or_default();
         if head < self.applied || nonce != self.nonce || incarnation != self.incarnation {
-            drop(conn);
-            return self.start_over().await;
+            conn.finish();
+            self.must_load = true;
+            return Ok(false);
         }
-        let mut foreign = false;
         while self.applied < head {
             let page = changes::after(&mut conn, self.applied).await?;
-            foreign |= page.iter().any(|change| change.node != self.store.node());
+            self.is_waited_for |= page.iter().any(|change| change.node != self.store.node());
             if !self.apply(&mut conn, page).await? {
-                drop(conn);
-                return self.start_over().await;
+                conn.finish();
+                self.must_load = true;
+                return Ok(false);
             }
         }
-        drop(conn);
+        conn.finish();
         self.clock().set_database_time(database_us, asked.boot_us);
+        if self.is_sqlite_told(asked).await {
+            self.shared.lease.renew(asked);
+            return Ok(true);
+        }
+        if self.must_tell(asked) && !self.tell(asked).await? {
+            return Ok(false);
+        }
         self.shared.lease.renew(asked);
-        self.acknowledge(asked, foreign).await
+        Ok(true)
     }
 
-    /// The store is not the one that was followed, or its log no longer reaches back.
-    async fn start_over(&mut self) -> Result<()> {
-        tracing::warn!("the change log does not continue what was applied; loading anew");
-        self.shared.lease.end();
-        self.load(&Progress::silent()).await
+    /// Whether others should hear how far this process is: at once when they wait for it, soon
+    /// when it applied changes of its own, and otherwise now and then.
+    fn must_tell(&self, asked: Asked) -> bool {
+        let since_us = asked.boot_us.saturating_sub(self.registered_at);
+        self.is_waited_for
+            || (self.applied > self.acknowledged && since_us >= OWN_CHANGES_TOLD_EVERY_US)
+            || since_us >= REGISTER_EVERY_US
     }
 
-    /// Tells other processes how far this one is: at once when they wait for it, otherwise now and
-    /// then. A failure to write is no failure to follow, so that a full disk does not end leases.
-    async fn acknowledge(&mut self, asked: Asked, foreign: bool) -> Result<()> {
-        if !foreign && asked.boot_us - self.registered_at < REGISTER_EVERY_US {
-            return Ok(());
+    /// Tells other processes how far this one is, before the lease is extended: a node whose row
+    /// was waited out and removed must not verify while nobody waits for it. False when the row
+    /// was gone, and is there again now.
+    async fn tell(&mut self, asked: Asked) -> Result<bool> {
+        let lease_us = self.shared.lease.length_us();
+        let known = write_row(self.store.clone(), lease_us, self.applied, asked).await?;
+        self.registered_at = asked.boot_us;
+        self.acknowledged = self.applied;
+        self.is_waited_for = false;
+        Ok(known)
+    }
+
+    /// On SQLite, tells other processes in the background and returns true.
+    ///
+    /// There the row is only what commands wait for. Nobody removes it while this process holds the
+    /// folder's lock, so the lease does not depend on it; and a disk that is full, or a program that
+    /// holds the write lock, must not keep the follower from reading.
+    async fn is_sqlite_told(&mut self, asked: Asked) -> bool {
+        if !self.store.is_sqlite() {
+            return false;
         }
-        let result = async {
-            let mut conn = self.store.side().await?;
-            let node = self.store.node();
-            if nodes::acknowledge(&mut conn, node, self.applied, asked.wall_us).await? {
-                self.registered_at = asked.boot_us;
-                return Ok(());
+        if let Some(telling) = self.telling.take_if(|telling| telling.is_finished()) {
+            match telling.await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    self.acknowledged = -1;
+                    tracing::warn!(cause = error.chain(), "the lease row could not be renewed");
+                }
+                // OK to drop the cause: a task that panicked has said so.
+                Err(_) => self.acknowledged = -1,
             }
-            drop(conn);
-            self.register(asked).await
         }
-        .await;
-        if let Err(error) = result {
-            let error: Error = error;
+        if self.telling.is_none() && self.must_tell(asked) {
+            let (store, lease_us) = (self.store.clone(), self.shared.lease.length_us());
+            self.telling = Some(tokio::spawn(write_row(store, lease_us, self.applied, asked)));
             self.registered_at = asked.boot_us;
-            tracing::warn!(cause = error.chain(), "the lease row could not be renewed");
+            self.acknowledged = self.applied;
+            self.is_waited_for = false;
         }
-        Ok(())
+        true
     }
 
     /// Applies a page of changes. False when a change is missing in between.
@@ -322,6 +396,17 @@ impl Follower {
         }
         Ok(fresh)
     }
+}
+
+/// Writes this process's row of the lease table; false when it was gone and had to be made anew.
+async fn write_row(store: Store, lease_us: i64, applied: i64, asked: Asked) -> Result<bool> {
+    let (mut conn, node) = (Unfinished::of(store.side().await?), store.node());
+    let known = nodes::acknowledge(&mut conn, node, applied, asked.wall_us).await?;
+    if !known {
+        nodes::register(&mut conn, node, applied, lease_us, asked.wall_us).await?;
+    }
+    conn.finish();
+    Ok(known)
 }
 
 /// The present state of what some changes touched.

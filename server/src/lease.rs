@@ -118,7 +118,9 @@ pub(crate) async fn wait_for_others(
             Settle::Widening => WIDENING_WAIT_US.min(longest_us),
         };
         if store.clock.boot_us() - began >= limit {
-            if settle == Settle::Narrowing {
+            // On SQLite a row stays for as long as its server lives: the server extends its lease
+            // by reading alone, so that a full disk does not end it.
+            if settle == Settle::Narrowing && !store.is_sqlite() {
                 nodes::reap(store, &behind).await?;
             }
             return Ok(());

@@ -1,8 +1,8 @@
-//! The binary: core dumps off, then the command line.
+//! The binary: nothing leaks from the process, then the command line.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    keyward::cli::switch_core_dumps_off();
+    keyward::cli::keep_to_itself();
     keyward::cli::main()
 }

@@ -78,8 +78,6 @@ impl Server {
             Arc::clone(&keyring),
             counting.file_id(),
         );
-        follower.load(&Progress::on_terminal()).await?;
-        follower.poll().await?;
         let app = Arc::new(App {
             store,
             shared,
@@ -94,8 +92,8 @@ impl Server {
         });
         let address = listener.local_addr().map_err(Error::internal)?;
         let socket = listen::bind_socket(&folder.socket())?;
+        // Before the keys are loaded, so that whoever asks is told to wait instead of left waiting.
         let mut tasks = vec![
-            tokio::spawn(follower.run(app.stopping.subscribe())),
             tokio::spawn(Counting::run(Arc::clone(&app), app.stopping.subscribe())),
             tokio::spawn(denied::write(Arc::clone(&app), denials)),
             tokio::spawn(rehash(Arc::clone(&app), wishes)),
@@ -107,6 +105,15 @@ impl Server {
             metrics_listener
                 .map(|listener| tokio::spawn(listen::serve_metrics(Arc::clone(&app), listener))),
         );
+        let loaded = async {
+            follower.load(&Progress::on_terminal()).await?;
+            follower.poll().await
+        };
+        if let Err(error) = loaded.await {
+            app.stopping.send_replace(true);
+            return Err(error);
+        }
+        tasks.push(tokio::spawn(follower.run(app.stopping.subscribe())));
         let grace = config.shutdown_grace;
         Ok(Self { app, address, tasks, folder, grace, _lock: lock })
     }
@@ -202,8 +209,8 @@ async fn rehash(app: Arc<App>, mut wishes: mpsc::Receiver<Rehash>) {
         for wish in waiting.drain(..) {
             let app = Arc::clone(&app);
             writing.spawn(async move {
-                let Rehash { env, key, from, to, pepper_id } = wish;
-                keys::rehash(&app.store, env, key, from, to, pepper_id).await.map(|_| ())
+                let Rehash { env, key, candidates, pepper_id } = wish;
+                keys::rehash(&app.store, env, key, candidates, pepper_id).await.map(|_| ())
             });
         }
         while let Some(written) = writing.join_next().await {

@@ -5,7 +5,7 @@ use keyward_core::{ApiId, AppId};
 use serde_json::{Value, json};
 
 use super::api::find_api;
-use super::input;
+use super::input::{self, LIMIT, cut};
 use super::session::Session;
 use crate::clock::rfc3339;
 use crate::error::{Error, Result};
@@ -14,16 +14,13 @@ use crate::store::apis::{Api, Scope};
 use crate::store::applications::Application;
 use crate::store::{apis, applications};
 
-/// Most applications that a list shows.
-const LIST_MAX: i64 = 500;
-
 /// Commands about applications.
 #[derive(Subcommand)]
 pub(super) enum AppCommand {
     /// List applications
     List {
         /// Most to show
-        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=LIST_MAX))]
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(LIMIT))]
         limit: i64,
         /// Go on after this application
         #[arg(long, value_name = "CLIENT_ID")]
@@ -125,7 +122,7 @@ pub(super) async fn run(command: AppCommand, session: &Session) -> Result<()> {
 }
 
 fn id(text: &str) -> Result<AppId> {
-    input::id("an application", text, AppId::parse)
+    input::id("an application, which is 32 hex digits", text, AppId::parse)
 }
 
 fn object(app: &Application) -> Value {
@@ -143,8 +140,7 @@ async fn list(session: &Session, limit: i64, after: Option<String>) -> Result<()
     let after = after.map(|after| id(&after)).transpose()?.map_or([0; 16], |app| *app.bytes());
     let mut conn = session.store.read().await?;
     let mut found = applications::page(&mut conn, session.env(), after, limit + 1).await?;
-    let has_more = found.len() as i64 > limit;
-    found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    let has_more = cut(&mut found, limit);
     let columns = [
         ("CLIENT ID", "client_id"),
         ("NAME", "name"),

@@ -180,6 +180,8 @@ async fn token(founded: &Founded, address: SocketAddr) -> Result<String> {
         .append_pair("client_id", &founded.app.to_string())
         .append_pair("client_secret", &founded.client_secret)
         .append_pair("audience", &format!("{}/api", founded.issuer))
+        // One scope makes a token that is short enough to paste.
+        .append_pair("scope", "verify:api_keys")
         .finish();
     let request = Request {
         method: "POST",

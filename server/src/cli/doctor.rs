@@ -261,9 +261,9 @@ async fn database(
         let keyring = Keyring::open(config.secrets_file.clone())?;
         let fits = keyring.check(&mut conn).await;
         let opens = Directory::load(&mut conn, &keyring.secrets(), 0).await;
-        let both = found.keep("secrets", fits).and(found.keep("secrets", opens));
+        let both = found.keep("peppers", fits).and(found.keep("peppers", opens));
         if both.is_some() {
-            found.ok("secrets", "belong to this store and open its signing keys");
+            found.ok("peppers", "belong to this store and open its signing keys");
         }
     }
     Ok(())

@@ -35,7 +35,8 @@ const LINE_BYTES_MAX: u64 = 64 << 10;
 pub(super) struct ImportFlags {
     /// The file, one JSON object a line; - is standard input
     file: PathBuf,
-    /// Leave out keys whose hash is there already
+    /// Leave out keys whose hash is there already; a key that was used since its import has
+    /// another one, so going on with --from-line is surer
     #[arg(long)]
     skip_existing: bool,
     /// Begin with this line, after an import that was stopped
@@ -68,10 +69,12 @@ pub(super) async fn run(flags: ImportFlags, session: &Session) -> Result<()> {
         session.widened(Committed { value: (), seq }).await?;
     }
     imported.map_err(|mut error| {
-        if total.imported > 0 {
+        if total.done_to > 0 {
             error.public = format!(
-                "{}; {} keys before it are imported: go on with --from-line {}",
+                "{}; everything up to line {} is stored ({} keys imported): go on with \
+                 --from-line {}",
                 error.public,
+                total.done_to,
                 total.imported,
                 total.done_to + 1
             );

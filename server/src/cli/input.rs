@@ -1,10 +1,23 @@
 //! Values on the command line, held to the same rules as the bodies of requests.
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::http::fields::Fields;
 use crate::http::keys::{DESCRIPTION_MAX, NAME_MAX};
+
+/// How many rows a list can be asked to show.
+pub(super) const LIMIT: RangeInclusive<i64> = 1..=10_000;
+
+/// Cuts a list that was asked for with one row too many to `limit`; whether there are more.
+pub(super) fn cut<T>(found: &mut Vec<T>, limit: i64) -> bool {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let has_more = found.len() > limit;
+    found.truncate(limit);
+    has_more
+}
 
 /// A name: one line without spaces around it.
 pub(super) fn name(flag: &str, text: String) -> Result<String> {
@@ -36,12 +49,9 @@ fn one(flag: &str, text: String) -> Fields {
     Fields::of_object(Map::from_iter([(flag.to_owned(), Value::String(text))]))
 }
 
-/// An id in its printed form.
+/// An id in its printed form. The text is not repeated: it could be a secret in the wrong place.
 pub(super) fn id<T>(what: &str, text: &str, parse: fn(&str) -> Option<T>) -> Result<T> {
-    parse(text).ok_or_else(|| {
-        let public = format!("`{}` is not the id of {what}", text.escape_debug());
-        Error::invalid("BAD_ID", public)
-    })
+    parse(text).ok_or_else(|| Error::invalid("BAD_ID", format!("that is not the id of {what}")))
 }
 
 /// `name=value` pairs as an object of texts.

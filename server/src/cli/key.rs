@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::api::find_api;
 use super::import::{self, ImportFlags};
-use super::input;
+use super::input::{self, LIMIT, cut};
 use super::session::Session;
 use super::socket::{self, Request};
 use crate::error::{Error, Result};
@@ -87,7 +87,7 @@ pub(super) struct ListFlags {
     #[arg(long, value_name = "TIME")]
     expiring_before: Option<String>,
     /// Most to show
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(LIMIT))]
     limit: i64,
     /// Go on after this key
     #[arg(long, value_name = "KEY_ID")]
@@ -188,7 +188,7 @@ fn enabled(enabled: bool) -> KeyPatch {
 }
 
 fn id(text: &str) -> Result<KeyId> {
-    input::id("a key", text, KeyId::parse)
+    input::id("a key, which is api_key_ and 32 hex digits", text, KeyId::parse)
 }
 
 async fn list(session: &Session, flags: ListFlags) -> Result<()> {
@@ -212,8 +212,7 @@ async fn list(session: &Session, flags: ListFlags) -> Result<()> {
     };
     let (mut conn, env) = (session.store.read().await?, session.env());
     let mut found = keys::page(&mut conn, env, &filter, after, flags.limit + 1).await?;
-    let has_more = found.len() as i64 > flags.limit;
-    found.truncate(usize::try_from(flags.limit).unwrap_or(usize::MAX));
+    let has_more = cut(&mut found, flags.limit);
     let names = ScopeNames::of(&mut conn, &found).await?;
     let mut rows = Vec::with_capacity(found.len());
     for key in &found {
@@ -251,6 +250,10 @@ async fn only_api(session: &Session) -> Result<String> {
 }
 
 async fn issue(session: &Session, flags: IssueFlags) -> Result<()> {
+    if flags.user.is_none() && flags.org.is_none() && flags.kind.is_none() {
+        let public = "say whose key it is, with --user, --org or --type environment";
+        return Err(Error::invalid("MISSING_OWNER", public));
+    }
     let api = match &flags.api {
         Some(named) => find_api(session, Some(named)).await?.api.to_string(),
         None => only_api(session).await?,
@@ -298,17 +301,9 @@ async fn find(session: &Session, key: KeyId) -> Result<Key> {
     found.ok_or_else(|| Error::not_found("API key"))
 }
 
+/// A key as the API shows it. The running server is asked first, because it knows of verifications
+/// that are not in the database yet.
 async fn object(session: &Session, key: KeyId) -> Result<Value> {
-    let key = find(session, key).await?;
-    let mut conn = session.store.read().await?;
-    let names = ScopeNames::of(&mut conn, std::slice::from_ref(&key)).await?;
-    let used = counts::of_key(&mut conn, session.env(), key.key).await?;
-    Ok(wire::key(&key, &used, &names))
-}
-
-/// Shows a key. The running server is asked first, because it knows of verifications that are not
-/// in the database yet.
-async fn show(session: &Session, key: KeyId) -> Result<()> {
     if let Some(stream) = socket::connect(&session.folder).await {
         let request = Request {
             method: "GET",
@@ -317,11 +312,19 @@ async fn show(session: &Session, key: KeyId) -> Result<()> {
             content_type: None,
             body: &[],
         };
-        let answer = socket::ask(stream, &request).await?;
-        if let (200, Some(key)) = (answer.status, answer.body.get("api_key")) {
-            return session.out.object(key);
+        let mut answer = socket::ask(stream, &request).await?;
+        if let (200, Some(key)) = (answer.status, answer.body.get_mut("api_key")) {
+            return Ok(key.take());
         }
     }
+    let key = find(session, key).await?;
+    let mut conn = session.store.read().await?;
+    let names = ScopeNames::of(&mut conn, std::slice::from_ref(&key)).await?;
+    let used = counts::of_key(&mut conn, session.env(), key.key).await?;
+    Ok(wire::key(&key, &used, &names))
+}
+
+async fn show(session: &Session, key: KeyId) -> Result<()> {
     session.out.object(&object(session, key).await?)
 }
 

@@ -9,7 +9,10 @@
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::fs::Mode;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask,
+};
 
 use crate::clock::{Clock, Entropy};
 use crate::config::{self, Config, LogFormat};
@@ -123,11 +126,13 @@ enum Command {
     Key(key::KeyCommand),
 }
 
-/// Forbids core dumps, which would hold every secret in memory. For the first line of `main`.
-pub fn switch_core_dumps_off() {
+/// Keeps what the process knows to itself: no core dumps, which would hold every secret in memory,
+/// and no files that others can read. For the first line of `main`.
+pub fn keep_to_itself() {
     // OK to ignore: where neither is permitted, `doctor` says so.
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    umask(Mode::RWXG | Mode::RWXO);
 }
 
 /// Runs the command that the process was started with.

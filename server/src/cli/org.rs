@@ -4,7 +4,7 @@ use clap::Subcommand;
 use keyward_core::{OrgCode, UserId};
 use serde_json::{Value, json};
 
-use super::input;
+use super::input::{self, LIMIT, cut};
 use super::session::Session;
 use super::user::org_code;
 use crate::clock::rfc3339;
@@ -20,7 +20,7 @@ pub(super) enum OrgCommand {
     /// List organizations
     List {
         /// Most to show
-        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(LIMIT))]
         limit: i64,
         /// Go on after this organization
         #[arg(long, value_name = "CODE", default_value = "")]
@@ -87,7 +87,7 @@ pub(super) enum MemberCommand {
         /// The organization's code
         code: String,
         /// Most to show
-        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(LIMIT))]
         limit: i64,
         /// Go on after this user
         #[arg(long, value_name = "USER_ID", default_value = "")]
@@ -178,8 +178,7 @@ fn object(org: &Organization) -> Value {
 async fn list(session: &Session, limit: i64, after: &str) -> Result<()> {
     let mut conn = session.store.read().await?;
     let mut found = owners::orgs_page(&mut conn, session.env(), after, limit + 1).await?;
-    let has_more = found.len() as i64 > limit;
-    found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    let has_more = cut(&mut found, limit);
     let columns =
         [("CODE", "code"), ("NAME", "name"), ("HANDLE", "handle"), ("SUSPENDED", "is_suspended")];
     session.out.list("organizations", found.iter().map(object).collect(), has_more, &columns)
@@ -236,8 +235,7 @@ async fn list_members(session: &Session, org: &OrgCode, limit: i64, after: &str)
     live(session, org).await?;
     let mut conn = session.store.read().await?;
     let mut found = owners::members_page(&mut conn, session.env(), org, after, limit + 1).await?;
-    let has_more = found.len() as i64 > limit;
-    found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    let has_more = cut(&mut found, limit);
     let columns =
         [("ID", "id"), ("E-MAIL", "email"), ("JOINED", "joined_on"), ("SUSPENDED", "is_suspended")];
     let rows = found.iter().map(member_object).collect();
@@ -251,7 +249,7 @@ async fn change_members(
     member: bool,
 ) -> Result<()> {
     let change = |text: &String| {
-        let user = input::id("a user", text, UserId::parse)?;
+        let user = input::id("a user, which is 1 to 255 visible characters", text, UserId::parse)?;
         Ok(MemberChange { user, member })
     };
     let wishes = user_ids.iter().map(change).collect::<Result<Vec<_>>>()?;

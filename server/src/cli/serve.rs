@@ -1,11 +1,13 @@
 //! `keyward serve`: its flags, and what is done before the first request. What a server does is in
 //! `crate::serve`.
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::init::{adopt_public_url, initialise_if_empty};
 use super::out::Out;
 use super::session::open_store;
 use crate::config::{Config, Flags};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::folder::Folder;
 
 /// Flags of `keyward serve`; each is also a setting.
@@ -52,11 +54,23 @@ impl ServeFlags {
     }
 }
 
-/// Makes the store if it is empty, takes over a new base URL, and serves until it is told to end.
+/// Prepares the store and serves until it is told to end.
 pub(super) async fn run(config: Config, out: &Out) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::internal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::internal)?;
+    tokio::select! {
+        prepared = prepare(&config, out) => prepared?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
+    crate::serve::run(config).await
+}
+
+/// Makes the store if it is empty, and takes over a new base URL.
+async fn prepare(config: &Config, out: &Out) -> Result<()> {
     let lock = Folder::create(&config.folder)?.lock()?;
     let (clock, entropy) = super::sources();
-    let founded = initialise_if_empty(&config, clock, entropy).await?;
+    let founded = initialise_if_empty(config, clock, entropy).await?;
     // The server takes it again, for as long as it lives.
     drop(lock);
     if let Some(founded) = founded {
@@ -68,9 +82,8 @@ pub(super) async fn run(config: Config, out: &Out) -> Result<()> {
         ));
     }
     let (clock, entropy) = super::sources();
-    let store = open_store(&config, clock, entropy).await?;
-    let adopted = adopt_public_url(&config, &store).await;
+    let store = open_store(config, clock, entropy).await?;
+    let adopted = adopt_public_url(config, &store).await;
     store.close().await;
-    adopted?;
-    crate::serve::run(config).await
+    adopted
 }

@@ -5,6 +5,7 @@
 //! PostgreSQL for every node that verifies, on SQLite for the one server that holds the folder's
 //! lock, or for that lock to fall free.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use keyward_core::EnvId;
@@ -19,10 +20,13 @@ use crate::ops::{Actor, Context};
 use crate::secrets::Keyring;
 use crate::store::environments::Environment;
 use crate::store::schema::{self, Found};
-use crate::store::{Committed, Store, environments, nodes};
+use crate::store::{Committed, Location, Store, environments, nodes, transfer};
 
 /// How often the folder's lock is tried while a change waits for the server that held it.
 const TRY_LOCK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long a command waits for servers without saying so.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// An open store, the environment that the command is about, and who is asking.
 pub(super) struct Session {
@@ -107,7 +111,18 @@ pub(super) async fn wait_until_in_force(
             freed = forget_dead_servers(store, folder) => freed,
         }
     };
-    waited.await.map_err(|cause: Error| {
+    let mut waited = std::pin::pin!(waited);
+    let waited = tokio::select! {
+        waited = &mut waited => waited,
+        () = tokio::time::sleep(PATIENCE) => {
+            Out::new(false).note(
+                "the change is stored; waiting for a server that has not followed it yet, at most \
+                 for the length of its lease",
+            );
+            waited.await
+        }
+    };
+    waited.map_err(|cause: Error| {
         let public = format!(
             "change {seq} is stored, but it could not be confirmed that every server follows it \
              already; they will within the length of their lease"
@@ -130,6 +145,14 @@ async fn forget_dead_servers(store: &Store, folder: &Folder) -> Result<()> {
 
 /// Opens the store that `config` names and brings its schema up to this binary's.
 pub(super) async fn open_store(config: &Config, clock: Clock, entropy: Entropy) -> Result<Store> {
+    if let Location::File(path) = &config.location
+        && let Err(cause) = path.metadata()
+        && cause.kind() == ErrorKind::PermissionDenied
+    {
+        let folder = config.folder.display();
+        let public = format!("the data folder {folder} cannot be entered by this account");
+        return Err(Error::unavailable(public));
+    }
     let store = Store::open(&config.location, false, clock, entropy).await?;
     let found = schema::found(&mut store.read().await?).await?;
     match found {
@@ -137,6 +160,7 @@ pub(super) async fn open_store(config: &Config, clock: Clock, entropy: Entropy) 
         Found::Version(schema::VERSION) => {}
         Found::Version(_) => schema::bring_up(&store).await?,
     }
+    transfer::refuse_if_moved(&mut store.read().await?).await?;
     Ok(store)
 }
 

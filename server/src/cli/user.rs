@@ -4,7 +4,7 @@ use clap::Subcommand;
 use keyward_core::{OrgCode, UserId};
 use serde_json::{Value, json};
 
-use super::input;
+use super::input::{self, LIMIT, cut};
 use super::session::Session;
 use crate::clock::rfc3339;
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ pub(super) enum UserCommand {
         #[arg(long)]
         email: Option<String>,
         /// Most to show
-        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(LIMIT))]
         limit: i64,
         /// Go on after this user
         #[arg(long, value_name = "USER_ID", default_value = "")]
@@ -138,12 +138,12 @@ fn suspended(suspended: bool) -> UserPatch {
 }
 
 fn id(text: &str) -> Result<UserId> {
-    input::id("a user: 1 to 255 visible characters", text, UserId::parse)
+    input::id("a user, which is 1 to 255 visible characters", text, UserId::parse)
 }
 
 /// An organization's code.
 pub(super) fn org_code(text: &str) -> Result<OrgCode> {
-    input::id("an organization: 1 to 255 visible characters", text, OrgCode::parse)
+    input::id("an organization, which is 1 to 255 visible characters", text, OrgCode::parse)
 }
 
 /// An e-mail address: one @ between two texts without spaces. Whether anybody reads mail there is
@@ -178,8 +178,7 @@ async fn list(session: &Session, email: Option<String>, limit: i64, after: &str)
     let mut conn = session.store.read().await?;
     let env = session.env();
     let mut found = owners::users_page(&mut conn, env, &filter, after, limit + 1).await?;
-    let has_more = found.len() as i64 > limit;
-    found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    let has_more = cut(&mut found, limit);
     let columns = [
         ("ID", "id"),
         ("E-MAIL", "email"),

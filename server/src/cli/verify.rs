@@ -65,7 +65,12 @@ pub(super) async fn run(flags: VerifyFlags, session: &Session) -> Result<bool> {
             answer.body
         }
         None => {
-            session.out.note("no server runs on this folder; nothing is counted");
+            let silent = session.folder.lock().is_err();
+            session.out.note(if silent {
+                "the server on this folder cannot be asked by this account; nothing is counted"
+            } else {
+                "no server runs on this folder; nothing is counted"
+            });
             judge(&flags, &secret, session).await?
         }
     };

@@ -75,9 +75,6 @@ pub(crate) async fn create(call: Call) -> Result<Reply> {
     let name = body.need_name("name", NAME_MAX)?;
     let audience = body.need_str("audience", NAME_MAX)?;
     body.finish()?;
-    if audience.chars().any(char::is_whitespace) {
-        return Err(wrong("audience", "must be 1 to 255 visible characters without spaces"));
-    }
     let app = &call.app;
     let done = ops::create(&app.store, call.env, &call.context, name, audience).await?;
     app.settle(done.seq, Settle::Widening).await?;
@@ -137,9 +134,6 @@ pub(crate) async fn create_scope(call: Call) -> Result<Reply> {
     let key = body.need_str("key", NAME_MAX)?;
     let description = body.take_text("description", DESCRIPTION_MAX)?;
     body.finish()?;
-    if key.chars().any(char::is_whitespace) {
-        return Err(wrong("key", "must be 1 to 255 visible characters without spaces"));
-    }
     let app = &call.app;
     let done = ops::create_scope(&app.store, call.env, &call.context, id, key, description).await?;
     app.settle(done.seq, Settle::Widening).await?;

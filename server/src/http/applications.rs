@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::call::{Call, Reply};
 use super::fields::wrong;
 use super::keys::NAME_MAX;
-use super::page::{decode_token, encode_token};
+use super::page::{self, decode_token, encode_token};
 use crate::clock::rfc3339;
 use crate::error::{Error, Result};
 use crate::lease::Settle;
@@ -17,9 +17,22 @@ use crate::store::applications::{self as store, Application};
 const GRACE_SECONDS: i64 = 86_400;
 /// The most of it: a week.
 const GRACE_SECONDS_MAX: i64 = 604_800;
-/// What Kinde's published API defines for an application and Keyward has no use for.
-const IGNORED: &[&str] =
-    &["language_key", "logout_uris", "redirect_uris", "login_uri", "homepage_uri", "org_code"];
+/// What Kinde's published API lets an application be changed with and Keyward does not use.
+const UNUSED_IN_CHANGES: &[&str] = &[
+    "language_key",
+    "logout_uris",
+    "redirect_uris",
+    "login_uri",
+    "homepage_uri",
+    "is_allow_faceless_auth",
+    "is_ask_for_name",
+    "has_marketing_consent",
+    "has_sign_in_link_on_sign_up_page",
+    "has_register_link_on_sign_in_page",
+    "has_sign_in_with_sso_button",
+    "use_gravatar_fallback",
+    "is_access_control_enabled",
+];
 
 fn app_id(call: &Call) -> Result<AppId> {
     AppId::parse(call.path("application_id")).ok_or_else(|| Error::not_found("application"))
@@ -39,8 +52,8 @@ pub(crate) async fn list(call: Call) -> Result<Reply> {
     let after = match token {
         None => [0; 16],
         Some(token) => {
-            let wrong = || wrong("next_token", "is not one that was given out");
-            *AppId::parse(&decode_token(&token)?).ok_or_else(wrong)?.bytes()
+            let last = AppId::parse(&decode_token(&token)?);
+            *last.ok_or_else(page::bad_token)?.bytes()
         }
     };
     let mut conn = call.app.store.read().await?;
@@ -62,7 +75,7 @@ pub(crate) async fn create(call: Call) -> Result<Reply> {
     let mut body = call.body()?;
     let name = body.need_name("name", NAME_MAX)?;
     let kind = body.need_str("type", 20)?;
-    body.ignore(IGNORED);
+    body.ignore(&["org_code"]);
     body.finish()?;
     if kind != "m2m" {
         return Err(wrong("type", "must be m2m"));
@@ -72,8 +85,8 @@ pub(crate) async fn create(call: Call) -> Result<Reply> {
     app.settle(done.seq, Settle::Widening).await?;
     let (id, secret) = &done.value;
     Ok(Reply::created(json!({
-        "code": "APPLICATION_CREATED",
-        "message": "Application created",
+        "code": "OK",
+        "message": "Success",
         "application": {
             "id": id.to_string(),
             "client_id": id.to_string(),
@@ -101,9 +114,10 @@ pub(crate) async fn show(call: Call) -> Result<Reply> {
 pub(crate) async fn update(call: Call) -> Result<Reply> {
     let id = app_id(&call)?;
     let mut body = call.body()?;
+    body.refuse_null(&["name", "is_active"])?;
     let name = body.take_name("name", NAME_MAX)?;
     let enabled = body.take_bool("is_active")?;
-    body.ignore(IGNORED);
+    body.ignore(UNUSED_IN_CHANGES);
     body.finish()?;
     let app = &call.app;
     let done = ops::update(&app.store, call.env, &call.context, id, name, enabled).await?;
@@ -117,8 +131,7 @@ pub(crate) async fn delete(call: Call) -> Result<Reply> {
     let app = &call.app;
     let done = ops::delete(&app.store, call.env, &call.context, id).await?;
     app.settle(done.seq, Settle::Narrowing).await?;
-    let body = json!({ "code": "APPLICATION_DELETED", "message": "Application deleted" });
-    Ok(Reply::ok(body).seq(done.seq))
+    Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
 }
 
 /// `POST /applications/{application_id}/secret`
@@ -141,8 +154,8 @@ pub(crate) async fn rotate_secret(call: Call) -> Result<Reply> {
             "id": id.to_string(),
             "client_id": id.to_string(),
             "client_secret": done.value.as_str(),
-            "previous_secret_expires_on": rfc3339(now + overlap_us),
         },
+        "previous_secret_expires_on": (overlap_us > 0).then(|| rfc3339(now + overlap_us)),
     }))
     .seq(done.seq)
     .secret())

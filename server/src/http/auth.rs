@@ -18,8 +18,8 @@ use crate::scope::Scopes;
 pub(crate) struct Connection {
     /// The other end, unless it is the operator's socket.
     pub(crate) address: Option<IpAddr>,
-    /// Whether it came by the socket in the data folder, which only its owner can open.
-    pub(crate) is_operator: bool,
+    /// Who is at the other end of the socket in the data folder, which only its owner can open.
+    pub(crate) operator: Option<String>,
     /// The token that came last on it. OK to lock: one connection has one request at a time, or a
     /// few over HTTP/2, and the lock is held for a clone.
     last: Mutex<Option<Arc<Remembered>>>,
@@ -28,12 +28,12 @@ pub(crate) struct Connection {
 impl Connection {
     /// A connection from `address`.
     pub(crate) fn from(address: IpAddr) -> Self {
-        Self { address: Some(address.to_canonical()), is_operator: false, last: Mutex::default() }
+        Self { address: Some(address.to_canonical()), operator: None, last: Mutex::default() }
     }
 
-    /// A connection by the operator's socket.
-    pub(crate) fn operator() -> Self {
-        Self { address: None, is_operator: true, last: Mutex::default() }
+    /// A connection by the operator's socket, of the account `uid`.
+    pub(crate) fn operator(uid: u32) -> Self {
+        Self { address: None, operator: Some(format!("uid {uid}")), last: Mutex::default() }
     }
 }
 
@@ -103,8 +103,8 @@ pub(crate) fn caller(
     tenant: &Tenant,
     headers: &HeaderMap,
 ) -> Result<Caller> {
-    if connection.is_operator {
-        return Ok(Caller { actor: Actor::Operator("socket".to_owned()), scopes: None });
+    if let Some(name) = &connection.operator {
+        return Ok(Caller { actor: Actor::Operator(name.clone()), scopes: None });
     }
     let bearer = bearer(app, connection, directory, tenant, headers)?;
     Ok(Caller { actor: Actor::Application(bearer.app), scopes: Some(bearer.scopes) })

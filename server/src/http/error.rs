@@ -5,6 +5,7 @@ use hyper::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::{Value, json};
 
 use super::call::{Answer, json_answer};
+use crate::directory::Directory;
 use crate::error::{Error, Kind, UNCONFIRMED};
 
 /// Seconds after which a caller may ask again when Keyward could not know.
@@ -67,11 +68,17 @@ pub(crate) fn oauth(status: StatusCode, error: &str, description: &str) -> Answe
         let value = HeaderValue::from_static("Basic realm=\"keyward\"");
         answer.headers_mut().insert(WWW_AUTHENTICATE, value);
     }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        retry_later(&mut answer, RETRY_AFTER_SECONDS);
+    }
     answer
 }
 
-/// Nobody answers under this host name.
-pub(crate) fn misdirected() -> Answer {
+/// No environment answers under this host name; while the store is still being loaded, none does.
+pub(crate) fn nobody_there(directory: &Directory) -> Answer {
+    if directory.is_empty() {
+        return answer(&Error::unavailable("this server is still loading its keys; try again"));
+    }
     let message = "no environment answers under this host name";
     plain(StatusCode::MISDIRECTED_REQUEST, "UNKNOWN_HOST", message)
 }

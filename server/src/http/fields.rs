@@ -29,15 +29,10 @@ impl Fields {
         if body.is_empty() {
             return Ok(Self::of_object(Map::new()));
         }
-        // OK to drop serde's message: it can quote the value, and the place says enough.
         match serde_json::from_slice::<Value>(body) {
             Ok(Value::Object(values)) => Ok(Self::of_object(values)),
             Ok(_) => Err(Error::invalid("BAD_BODY", "the body must be a JSON object")),
-            Err(error) => {
-                let (line, column) = (error.line(), error.column());
-                let public = format!("the body is not JSON (line {line}, column {column})");
-                Err(Error::invalid("BAD_BODY", public))
-            }
+            Err(error) => Err(not_json(&error)),
         }
     }
 
@@ -60,7 +55,12 @@ impl Fields {
             } else {
                 Value::String(value.into_owned())
             };
-            values.insert(name.into_owned(), value);
+            let name = name.into_owned();
+            if values.contains_key(&name) {
+                let public = format!("{} is given twice", shown("query parameter", &name));
+                return Err(Error::invalid("BAD_QUERY", public));
+            }
+            values.insert(name, value);
         }
         Ok(Self { values, nulls: Vec::new(), from_query: true })
     }
@@ -72,6 +72,14 @@ impl Fields {
     /// Whether `name` was given as `null`, which in a change means "clear it".
     pub(crate) fn was_null(&self, name: &str) -> bool {
         self.nulls.iter().any(|null| null == name)
+    }
+
+    /// Refuses `null` for `names`: in a change it would mean "clear it", and they cannot be empty.
+    pub(crate) fn refuse_null(&self, names: &[&str]) -> Result<()> {
+        match names.iter().find(|name| self.was_null(name)) {
+            None => Ok(()),
+            Some(name) => Err(wrong(name, "must not be null")),
+        }
     }
 
     /// A text of 1 to `max` characters on one line.
@@ -193,13 +201,30 @@ impl Fields {
     pub(crate) fn finish(self) -> Result<()> {
         let Some(name) = self.values.keys().next() else { return Ok(()) };
         let what = if self.from_query { "query parameter" } else { "field" };
-        let public = if name.chars().count() > NAME_SHOWN_MAX {
-            format!("unknown {what} with a name of more than {NAME_SHOWN_MAX} characters")
-        } else {
-            format!("unknown {what} `{}`", name.escape_debug())
-        };
-        Err(Error::invalid("UNKNOWN_FIELD", public))
+        Err(Error::invalid("UNKNOWN_FIELD", format!("unknown {}", shown(what, name))))
     }
+}
+
+/// A name that the caller chose, as a message may show it.
+fn shown(what: &str, name: &str) -> String {
+    if name.chars().count() > NAME_SHOWN_MAX {
+        format!("{what} with a name of more than {NAME_SHOWN_MAX} characters")
+    } else {
+        format!("{what} `{}`", name.escape_debug())
+    }
+}
+
+/// Why a text is not JSON that is read here. OK to drop serde's message: it can quote the value,
+/// and the place says enough.
+pub(crate) fn not_json(error: &serde_json::Error) -> Error {
+    let (line, column) = (error.line(), error.column());
+    // serde_json stops at 128 levels and says so in its text alone.
+    let public = if error.to_string().starts_with("recursion limit") {
+        format!("the body is nested too deeply (line {line}, column {column})")
+    } else {
+        format!("the body is not JSON (line {line}, column {column})")
+    };
+    Error::invalid("BAD_BODY", public)
 }
 
 fn line(name: &str, value: Value, max: usize) -> Result<String> {
@@ -275,6 +300,20 @@ mod tests {
         assert!(fields.take_name("b", 9).is_err());
         assert!(fields.take_name("c", 9).is_err());
         assert_eq!(fields.take_name("d", 1).expect("good").as_deref(), Some("😀"));
+    }
+
+    #[test]
+    fn a_query_parameter_that_comes_twice_is_refused() {
+        let error = Fields::of_query("a=1&b=2&a=1").expect_err("refused");
+        assert_eq!(error.public, "query parameter `a` is given twice");
+    }
+
+    #[test]
+    fn null_is_refused_where_nothing_can_be_cleared() {
+        let fields = body(r#"{"name":null}"#);
+        fields.refuse_null(&["status"]).expect("another field");
+        let error = fields.refuse_null(&["status", "name"]).expect_err("refused");
+        assert_eq!(error.public, "`name` must not be null");
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
-use keyward_core::{ApiId, Digest, KeyId, OrgCode, UserId};
+use keyward_core::{ApiId, Digest, KeyId, OrgCode};
 use serde_json::{Value, json};
 
 use super::call::{Call, Reply};
 use super::fields::{Fields, missing, wrong};
+use super::users::{parse_org, parse_user};
 use super::wire::{self, ScopeNames};
 use crate::error::{Error, Result};
 use crate::lease::Settle;
@@ -45,10 +46,16 @@ pub(crate) async fn list(call: Call) -> Result<Reply> {
     let filter = Filter {
         of_users,
         status,
-        user: query.take_str("user_id", NAME_MAX)?,
-        org: query.take_str("org_code", NAME_MAX)?,
+        user: query
+            .take_str("user_id", NAME_MAX)?
+            .map(|user| parse_user("user_id", &user).map(|user| user.to_string()))
+            .transpose()?,
+        org: query
+            .take_str("org_code", NAME_MAX)?
+            .map(|org| parse_org("org_code", &org).map(|org| org.to_string()))
+            .transpose()?,
         api: take_api_id(&mut query, "api_id")?,
-        name: query.take_str("name", NAME_MAX)?,
+        name: query.take_name("name", NAME_MAX)?,
         expiring_before: query.take_time("expiring_before")?,
     };
     query.finish()?;
@@ -56,9 +63,14 @@ pub(crate) async fn list(call: Call) -> Result<Reply> {
     let after = match after {
         None => None,
         Some(text) => {
-            let unknown = || wrong("starting_after", "must be the id of a key");
-            let id = KeyId::parse(&text).ok_or_else(unknown)?;
-            Some(store::find(&mut conn, call.env, id).await?.ok_or_else(unknown)?.key)
+            let malformed = || wrong("starting_after", "must be the id of a key");
+            let id = KeyId::parse(&text).ok_or_else(malformed)?;
+            let found = store::find(&mut conn, call.env, id).await?;
+            let unknown = || {
+                let public = format!("`starting_after`: there is no key {id}");
+                Error::invalid("UNKNOWN_KEY", public)
+            };
+            Some(found.ok_or_else(unknown)?.key)
         }
     };
     if let Some(org) = &filter.org {
@@ -66,11 +78,16 @@ pub(crate) async fn list(call: Call) -> Result<Reply> {
             Some(org) => owners::find_org(&mut conn, call.env, &org).await?,
             None => None,
         };
-        known.ok_or_else(|| wrong("org_code", "must be the code of an organization"))?;
+        known.ok_or_else(|| {
+            let public = "`org_code`: there is no such organization";
+            Error::invalid("UNKNOWN_ORGANIZATION", public)
+        })?;
     }
     if let Some(api) = filter.api {
         let known = apis::find_or_deleted(&mut conn, call.env, api).await?;
-        known.ok_or_else(|| wrong("api_id", "must be the id of an API"))?;
+        known.ok_or_else(|| {
+            Error::invalid("UNKNOWN_API", format!("`api_id`: there is no API {api}"))
+        })?;
     }
     let mut keys = store::page(&mut conn, call.env, &filter, after, size + 1).await?;
     let has_more = keys.len() as i64 > size;
@@ -162,11 +179,7 @@ pub(crate) async fn rotate(call: Call) -> Result<Reply> {
 pub(crate) async fn update(call: Call) -> Result<Reply> {
     let id = key_id(&call)?;
     let mut body = call.body()?;
-    for name in ["name", "status"] {
-        if body.was_null(name) {
-            return Err(wrong(name, "must not be null"));
-        }
-    }
+    body.refuse_null(&["name", "status"])?;
     let clears = ["description", "metadata", "not_before", "expires_on"].map(|n| body.was_null(n));
     let [no_description, no_metadata, no_start, no_end] = clears;
     let patch = KeyPatch {
@@ -243,9 +256,8 @@ pub(crate) fn new_key(body: &mut Fields, now: i64) -> Result<NewKey> {
 
 /// Whom a new key is for; without `type` it follows from the ids that are given.
 fn new_owner(kind: Option<&str>, user: Option<&str>, org: Option<&str>) -> Result<NewOwner> {
-    let visible = "must be 1 to 255 visible characters without spaces";
-    let user_id = |text| UserId::parse(text).ok_or_else(|| wrong("user_id", visible));
-    let org_code = |text| OrgCode::parse(text).ok_or_else(|| wrong("org_code", visible));
+    let user_id = |text| parse_user("user_id", text);
+    let org_code = |text| parse_org("org_code", text);
     match (kind, user, org) {
         (Some("user") | None, Some(user), org) => {
             Ok(NewOwner::User(user_id(user)?, org.map(org_code).transpose()?))

@@ -125,8 +125,10 @@ pub(crate) async fn serve_socket(app: Arc<App>, listener: UnixListener) {
             _ = stop.changed() => break,
         };
         while connections.try_join_next().is_some() {}
-        if let Ok((stream, _)) = accepted {
-            let connection = Arc::new(Connection::operator());
+        if let Ok((stream, _)) = accepted
+            && let Ok(peer) = stream.peer_cred()
+        {
+            let connection = Arc::new(Connection::operator(peer.uid()));
             connections.spawn(converse(Arc::clone(&app), connection, stream));
         }
     }
@@ -223,7 +225,9 @@ async fn answer(app: &Arc<App>, connection: &Connection, request: Request<Incomi
         let directory = app.shared.directory.load_full();
         let authority = head.uri.authority().map(hyper::http::uri::Authority::as_str);
         let host = routes::host(authority, &head.headers);
-        let Some(tenant) = directory.by_host(host) else { return error::misdirected() };
+        let Some(tenant) = directory.by_host(host) else {
+            return error::nobody_there(&directory);
+        };
         return verify::answer_for(app, connection, &directory, tenant, &head.headers, body).await;
     }
     routes::answer(app, connection, request).await

@@ -91,8 +91,7 @@ pub(crate) async fn show(call: Call) -> Result<Reply> {
     let mut conn = call.app.store.read().await?;
     let org = owners::find_org(&mut conn, call.env, &code).await?;
     let org = org.filter(|org| org.deleted_at.is_none()).ok_or_else(|| {
-        let public = format!("`code`: there is no organization `{code}`");
-        Error::invalid("UNKNOWN_ORGANIZATION", public)
+        Error::invalid("UNKNOWN_ORGANIZATION", "`code`: there is no such organization")
     })?;
     let mut reply = in_list(&org);
     if let Value::Object(fields) = &mut reply {
@@ -132,6 +131,7 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
     query.ignore(&["expand"]);
     query.finish()?;
     let mut body = call.body()?;
+    body.refuse_null(&["name", "is_suspended"])?;
     let handle = take_handle(&mut body)?;
     let external_id = body.take_str("external_id", TEXT_CHARS_MAX)?;
     let patch = OrganizationPatch {

@@ -20,5 +20,10 @@ pub(crate) fn decode_token(token: &str) -> Result<String> {
         .ok()
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .and_then(|text| text.strip_prefix("1:").map(str::to_owned))
-        .ok_or_else(|| Error::invalid("BAD_CURSOR", "`next_token` is not one that was given out"))
+        .ok_or_else(bad_token)
+}
+
+/// The cursor is none that was given out.
+pub(crate) fn bad_token() -> Error {
+    Error::invalid("BAD_CURSOR", "`next_token` is not one that was given out")
 }

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::auth::{self, Caller, Connection};
 use super::body::Unreadable;
 use super::call::{Answer, Call, Reply, json_answer, json_text};
+use super::fields::Fields;
 use super::{
     apis, applications, body, discovery, error, keys, operational, organizations, token, users,
     verify,
@@ -289,7 +290,7 @@ async fn run(
             "/readyz" => {
                 operational::readiness(app).map_or_else(|e| error::answer(&e), Reply::into_answer)
             }
-            _ => error::misdirected(),
+            _ => error::nobody_there(&directory),
         };
     };
     if let Handler::Verify = route.handler {
@@ -307,21 +308,32 @@ async fn run(
         Ok(context) => context,
         Err(denied) => return error::answer(&denied),
     };
-    if !route.has_query && !request.query.is_empty() {
-        let unknown = Error::invalid("UNKNOWN_FIELD", "this route takes no query parameters");
-        return error::answer(&unknown);
+    if let Err(unknown) = check_query(route, request.query) {
+        return refusal(route, &unknown);
     }
     let max = match route.payload {
+        Payload::None => 0,
         Payload::Import => app.limits.import_body_bytes_max,
-        Payload::None | Payload::Optional | Payload::Required | Payload::Form => {
-            app.limits.body_bytes_max
-        }
+        Payload::Optional | Payload::Required | Payload::Form => app.limits.body_bytes_max,
     };
     let body = match body::read(body, max).await {
         Ok(body) => body,
+        // What probes and crawlers send along with a public question does not matter.
+        Err(Unreadable::TooLarge | Unreadable::Broken)
+            if route.payload == Payload::None && route.access == Access::Public =>
+        {
+            Bytes::new()
+        }
+        Err(Unreadable::TooLarge) if route.payload == Payload::None => {
+            return error::answer(&Error::invalid("BAD_BODY", "this route takes no body"));
+        }
+        Err(Unreadable::TooLarge) if route.payload == Payload::Form => {
+            let message = too_large_message(max);
+            return error::oauth(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request", &message);
+        }
         Err(Unreadable::TooLarge) => return too_large(max),
         Err(Unreadable::Broken) => {
-            return error::answer(&Error::invalid("BAD_BODY", "the body did not arrive whole"));
+            return refusal(route, &Error::invalid("BAD_BODY", "the body did not arrive whole"));
         }
     };
     if let Err(refused) = check_payload(route, request.headers, &body) {
@@ -346,10 +358,33 @@ async fn run(
     }
 }
 
+/// Refuses parameters of a query where there are none. Public routes that take nothing at all do
+/// not mind them: probes and caches add their own.
+fn check_query(route: &Route, query: &str) -> Result<()> {
+    let takes_nothing = route.access == Access::Public && route.payload == Payload::None;
+    if route.has_query || takes_nothing {
+        return Ok(());
+    }
+    Fields::of_query(query)?.finish()
+}
+
+/// A refusal in the words of the route: the token endpoint has its own.
+fn refusal(route: &Route, error: &Error) -> Answer {
+    match route.payload {
+        Payload::Form => error::oauth(StatusCode::BAD_REQUEST, "invalid_request", &error.public),
+        Payload::None | Payload::Optional | Payload::Required | Payload::Import => {
+            error::answer(error)
+        }
+    }
+}
+
 /// The 413 answer, with the limit.
 pub(crate) fn too_large(max: usize) -> Answer {
-    let message = format!("the body is larger than {max} bytes");
-    error::plain(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", &message)
+    error::plain(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", &too_large_message(max))
+}
+
+fn too_large_message(max: usize) -> String {
+    format!("the body is larger than {max} bytes")
 }
 
 /// The host that a request is for: HTTP/2's authority, or the Host header.
@@ -401,9 +436,7 @@ fn check_payload(route: &Route, headers: &HeaderMap, body: &Bytes) -> Result<(),
     let bad = |message: &str| Err(error::answer(&Error::invalid("BAD_BODY", message)));
     match route.payload {
         // The token endpoint reads its own content type, in its own words.
-        Payload::Form => return Ok(()),
-        Payload::None if !body.is_empty() => return bad("this route takes no body"),
-        Payload::None => return Ok(()),
+        Payload::Form | Payload::None => return Ok(()),
         Payload::Optional if body.is_empty() => return Ok(()),
         Payload::Required | Payload::Import if body.is_empty() => {
             return bad("the body must be a JSON object");
@@ -454,13 +487,13 @@ async fn write(
     let (app, env) = (Arc::clone(&call.app), call.env);
     match earlier(&app, env, &key).await {
         Ok(None) => {}
-        Ok(Some(earlier)) => return replay(&app, &earlier, env, &key).await,
+        Ok(Some(earlier)) => return replay(&app, route, &earlier, env, &key).await,
         Err(failure) => return finish(Err(failure)),
     }
     call.context.idempotency = Some(key.clone());
     match detached(handler(call)).await {
         Err(again) if again.code == "IDEMPOTENT_REPLAY" => match earlier(&app, env, &key).await {
-            Ok(Some(earlier)) => replay(&app, &earlier, env, &key).await,
+            Ok(Some(earlier)) => replay(&app, route, &earlier, env, &key).await,
             Ok(None) => finish(Err(again)),
             Err(failure) => finish(Err(failure)),
         },
@@ -497,9 +530,11 @@ fn idempotency_key(
     headers: &HeaderMap,
 ) -> Result<Option<IdempotencyKey>> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
-    let text = value.to_str().ok().filter(|text| (1..=255).contains(&text.len()));
+    let text = value.to_str().ok().filter(|text| {
+        (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+    });
     let Some(text) = text else {
-        let public = "`Idempotency-Key` must be 1 to 255 visible characters";
+        let public = "`Idempotency-Key` must be 1 to 255 visible ASCII characters without spaces";
         return Err(Error::invalid("BAD_IDEMPOTENCY_KEY", public));
     };
     let caller = match &call.context.actor {
@@ -518,6 +553,7 @@ fn idempotency_key(
 /// What a repeated write is told.
 async fn replay(
     app: &App,
+    route: &Route,
     earlier: &Earlier,
     env: keyward_core::EnvId,
     key: &IdempotencyKey,
@@ -545,9 +581,15 @@ async fn replay(
         Earlier::Done { target } => {
             let message = "this request was carried out before; its reply held a secret, which \
                            is shown only once, or is not ready yet";
-            let noun = if target.starts_with("api_key_") { "api_key" } else { "application" };
             let one = json!({ "code": "IDEMPOTENT_REPLAY", "message": message });
-            json_answer(StatusCode::CONFLICT, &json!({ "errors": [one], noun: { "id": target } }))
+            let mut body = json!({ "errors": [one] });
+            // What those replies name that hold a secret; others can be asked for again.
+            if target.starts_with("api_key_") {
+                body["api_key"] = json!({ "id": target });
+            } else if route.path.starts_with("/api/v1/applications") {
+                body["application"] = json!({ "id": target });
+            }
+            json_answer(StatusCode::CONFLICT, &body)
         }
     }
 }

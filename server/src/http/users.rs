@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::call::{Call, Reply};
 use super::fields::{Fields, missing, wrong};
-use super::page::{decode_token, encode_token};
+use super::page::{self, decode_token, encode_token};
 use crate::clock::rfc3339;
 use crate::error::{Error, Kind, Result};
 use crate::lease::Settle;
@@ -59,7 +59,7 @@ pub(crate) async fn show(call: Call) -> Result<Reply> {
     query.finish()?;
     let mut conn = call.app.store.read().await?;
     let user = owners::find_user(&mut conn, call.env, &id).await?;
-    let user = user.filter(|user| user.deleted_at.is_none()).ok_or_else(|| unknown(&id))?;
+    let user = user.filter(|user| user.deleted_at.is_none()).ok_or_else(unknown)?;
     let orgs = owners::organizations_of(&mut conn, call.env, &id, ORGANIZATIONS_MAX).await?;
     Ok(Reply::ok(json!({
         "id": user.user.as_str(),
@@ -147,6 +147,7 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
     let id = need_user(&mut query)?;
     query.finish()?;
     let mut body = call.body()?;
+    body.refuse_null(&["is_suspended"])?;
     let given_name = body.take_name("given_name", TEXT_CHARS_MAX)?;
     let family_name = body.take_name("family_name", TEXT_CHARS_MAX)?;
     let provided_id = body.take_str("provided_id", TEXT_CHARS_MAX)?;
@@ -159,9 +160,9 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
     body.ignore(&["picture", "is_password_reset_requested"]);
     body.finish()?;
     let settle = settling(patch.suspended);
-    let done = users::update(&call.app.store, call.env, &call.context, id.clone(), patch)
+    let done = users::update(&call.app.store, call.env, &call.context, id, patch)
         .await
-        .map_err(|error| named_in_query(error, &id))?;
+        .map_err(named_in_query)?;
     call.app.settle(done.seq, settle).await?;
     let user = done.value;
     Ok(Reply::ok(json!({
@@ -181,9 +182,9 @@ pub(crate) async fn delete(call: Call) -> Result<Reply> {
     let id = need_user(&mut query)?;
     query.ignore(&["is_delete_profile"]);
     query.finish()?;
-    let done = users::delete(&call.app.store, call.env, &call.context, id.clone())
+    let done = users::delete(&call.app.store, call.env, &call.context, id)
         .await
-        .map_err(|error| named_in_query(error, &id))?;
+        .map_err(named_in_query)?;
     call.app.settle(done.seq, Settle::Narrowing).await?;
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
 }
@@ -220,8 +221,7 @@ pub(super) fn take_cursor(query: &mut Fields) -> Result<String> {
     // Users' ids and organizations' codes obey the same rules; what does not was never given out,
     // and need not be text that the database can take.
     if UserId::parse(&last).is_none() {
-        let public = "`next_token` is not one that was given out";
-        return Err(Error::invalid("BAD_CURSOR", public));
+        return Err(page::bad_token());
     }
     Ok(last)
 }
@@ -267,13 +267,14 @@ pub(super) fn parse_org(name: &str, code: &str) -> Result<OrgCode> {
     OrgCode::parse(code).ok_or_else(|| wrong(name, "must be 1 to 255 visible characters"))
 }
 
-fn unknown(id: &UserId) -> Error {
-    Error::invalid("UNKNOWN_USER", format!("`id`: there is no user `{id}`"))
+/// What a query named is not repeated: it may be a secret that was put into the wrong field.
+fn unknown() -> Error {
+    Error::invalid("UNKNOWN_USER", "`id`: there is no such user")
 }
 
 /// A user that does not exist is a 400 where the query named it.
-fn named_in_query(error: Error, id: &UserId) -> Error {
-    if error.kind == Kind::NotFound { unknown(id) } else { error }
+fn named_in_query(error: Error) -> Error {
+    if error.kind == Kind::NotFound { unknown() } else { error }
 }
 
 /// Whether a text can be an e-mail address: visible, with one `@` that is neither first nor last.

@@ -124,8 +124,8 @@ struct Asked<'a> {
 pub(crate) struct Rehash {
     pub(crate) env: EnvId,
     pub(crate) key: KeyId,
-    pub(crate) from: Digest,
-    pub(crate) to: Digest,
+    /// The hash that may be stored, and the digest to put in its place; the first that fits.
+    pub(crate) candidates: Vec<(Digest, Digest)>,
     pub(crate) pepper_id: u32,
 }
 
@@ -251,19 +251,19 @@ pub(crate) async fn batch(call: Call) -> Result<Reply> {
 fn parse(body: &[u8]) -> Result<(Asked<'_>, Option<IpAddr>)> {
     // OK to drop serde's message: it can quote a value, and the value can be a secret.
     let asked: Asked<'_> = serde_json::from_slice(body).map_err(|error| {
-        let (line, column) = (error.line(), error.column());
-        let public = match error.classify() {
-            serde_json::error::Category::Data => format!(
-                "the body must be an object with a text `api_key`, and every other field as \
-                 documented (wrong near line {line}, column {column})"
-            ),
+        match error.classify() {
+            serde_json::error::Category::Data => {
+                let (line, column) = (error.line(), error.column());
+                let public = format!(
+                    "the body must be an object with a text `api_key`, and every other field as \
+                     documented (wrong near line {line}, column {column})"
+                );
+                Error::invalid("BAD_BODY", public)
+            }
             serde_json::error::Category::Io
             | serde_json::error::Category::Syntax
-            | serde_json::error::Category::Eof => {
-                format!("the body is not JSON (line {line}, column {column})")
-            }
-        };
-        Error::invalid("BAD_BODY", public)
+            | serde_json::error::Category::Eof => fields::not_json(&error),
+        }
     })?;
     let address = match &asked.ip {
         None => None,
@@ -342,16 +342,16 @@ fn decide(
 }
 
 /// Has an imported secret stored under the current pepper, in the background. Only digests travel.
+///
+/// A secret that was made elsewhere may itself begin like RFC 8959's scheme, so both readings are
+/// tried.
 fn rehash(app: &App, env: EnvId, key: Known<'_>, secret: &str) {
-    let secret = keyward_core::strip_scheme(secret).as_bytes();
     let pepper = app.pepper();
-    let wish = Rehash {
-        env,
-        key: key.key_id(),
-        from: keyward_core::sha256(secret),
-        to: pepper.digest(secret),
-        pepper_id: pepper.id(),
-    };
+    let stripped = keyward_core::strip_scheme(secret);
+    let candidates = [stripped, secret]
+        .map(|text| (keyward_core::sha256(text.as_bytes()), pepper.digest(text.as_bytes())))
+        .to_vec();
+    let wish = Rehash { env, key: key.key_id(), candidates, pepper_id: pepper.id() };
     // OK to lose when the queue is full: the next use of the key asks again.
     let _ = app.rehashes.try_send(wish);
 }

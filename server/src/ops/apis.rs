@@ -20,7 +20,7 @@ fn fact(api: ApiId) -> Fact {
 /// Registers an API.
 ///
 /// # Errors
-/// `Conflict` when the audience is taken.
+/// `Conflict` when the audience is taken; `Invalid` when it holds white space.
 pub async fn create(
     store: &Store,
     env: EnvId,
@@ -28,6 +28,9 @@ pub async fn create(
     name: String,
     audience: String,
 ) -> Result<Committed<ApiId>> {
+    if audience.chars().any(char::is_whitespace) {
+        return Err(Error::invalid("BAD_FIELD", "`audience` must not hold white space"));
+    }
     store
         .write(env, context, Action::ApiCreated, move |tx| {
             Box::pin(async move {
@@ -77,7 +80,8 @@ pub async fn delete(
 /// Adds a scope to an API.
 ///
 /// # Errors
-/// `NotFound` for the API, `Conflict` when it has the scope, `Invalid` for the management API.
+/// `NotFound` for the API, `Conflict` when it has the scope, `Invalid` for the management API or
+/// a key that is no scope-token of RFC 6749 §3.3.
 pub async fn create_scope(
     store: &Store,
     env: EnvId,
@@ -86,6 +90,11 @@ pub async fn create_scope(
     key: String,
     description: Option<String>,
 ) -> Result<Committed<ScopeId>> {
+    // Tokens name scopes in one text with spaces between.
+    if !key.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\')) {
+        let public = "`key` must be visible ASCII characters without `\"` and `\\`";
+        return Err(Error::invalid("BAD_FIELD", public));
+    }
     store
         .write(env, context, Action::ScopeCreated, move |tx| {
             Box::pin(async move {

@@ -1,52 +1,22 @@
-//! Issue, import, change, rotate, revoke: what can happen to a key.
+//! Issue, change, rotate, revoke: what can happen to a key.
+//!
+//! What a new key refers to is checked in `prepare`; keys made elsewhere come by `import`.
 
-use keyward_core::{
-    ApiId, Digest, EnvId, KeyId, OrgCode, Owner, Pepper, Prefix, ScopeId, Secret, UserId,
-};
+use keyward_core::{Digest, EnvId, KeyId, Owner, Pepper, Prefix, Secret};
 use serde_json::{Value, json};
 
 use super::{Action, Actor, Context};
 use crate::clock::rfc3339;
 use crate::error::{Error, Result};
-use crate::store::keys::{Key, UNPEPPERED};
-use crate::store::{
-    Committed, Fact, Outcome, Store, Touched, Tx, apis, environments, keys, owners,
-};
+use crate::store::keys::Key;
+use crate::store::{Committed, Fact, Outcome, Store, Touched, Tx, environments, keys};
 
-/// Most keys in one import: a change must not hold the store's lock for long.
-pub const IMPORT_MAX: usize = 1_000;
+mod import;
+mod prepare;
 
-/// Whom a new key is for, as asked.
-#[derive(Debug, Clone)]
-pub enum NewOwner {
-    /// A user, perhaps inside an organization.
-    User(UserId, Option<OrgCode>),
-    /// An organization.
-    Org(OrgCode),
-    /// The environment itself.
-    Environment,
-}
-
-/// What a new key shall be.
-#[derive(Debug, Clone)]
-pub struct NewKey {
-    /// Its name.
-    pub name: String,
-    /// What it is for.
-    pub description: Option<String>,
-    /// A JSON object of strings, as text.
-    pub metadata: Option<String>,
-    /// Whom it is for.
-    pub owner: NewOwner,
-    /// The API it is for.
-    pub api: ApiId,
-    /// Ids or keys of that API's scopes.
-    pub scopes: Vec<String>,
-    /// Not good before, µs since the epoch.
-    pub not_before: Option<i64>,
-    /// Not good from then on.
-    pub expires_at: Option<i64>,
-}
+pub use import::{IMPORT_MAX, ImportedKey, import};
+use prepare::{Lookups, prepare};
+pub use prepare::{NewKey, NewOwner};
 
 /// A key and its secret, which nobody will see again.
 #[derive(Debug)]
@@ -74,7 +44,11 @@ pub async fn issue(
         .write(env, context, Action::KeyIssued, move |tx| {
             Box::pin(async move {
                 let mut fact = Fact { target_kind: "key", ..Fact::default() };
-                let (mut key, prefix) = prepare(tx, env, new, created_by, &mut fact).await?;
+                let mut lookups = Lookups::default();
+                lookups.read_users(tx, env, std::iter::once(&new)).await?;
+                let (mut key, prefix) =
+                    prepare(tx, env, new, created_by, &mut fact, &mut lookups).await?;
+                lookups.register_strangers(tx, env, &mut fact).await?;
                 let secret = Secret::mint(&prefix, &tx.entropy.bytes());
                 key.key_prefix = secret.first6().to_owned();
                 key.key_suffix = secret.last4().to_owned();
@@ -89,202 +63,6 @@ pub async fn issue(
             })
         })
         .await
-}
-
-/// A key made elsewhere, known by an unpeppered SHA-256 of its secret.
-#[derive(Debug, Clone)]
-pub struct ImportedKey {
-    /// What the key shall be.
-    pub new: NewKey,
-    /// SHA-256 of the secret.
-    pub digest: Digest,
-}
-
-/// Imports keys made elsewhere, all or none of them; at most [`IMPORT_MAX`].
-///
-/// # Errors
-/// As [`issue`]; `Conflict` when a hash is there already. The message says which key it was.
-pub async fn import(
-    store: &Store,
-    env: EnvId,
-    context: &Context,
-    imported: Vec<ImportedKey>,
-) -> Result<Committed<Vec<KeyId>>> {
-    let created_by = created_by(context);
-    store
-        .write(env, context, Action::KeysImported, move |tx| {
-            Box::pin(async move {
-                let mut fact = Fact { target_kind: "keys", ..Fact::default() };
-                let mut ids = Vec::with_capacity(imported.len());
-                for (position, one) in imported.into_iter().enumerate() {
-                    let id = import_one(tx, env, one, created_by.clone(), &mut fact)
-                        .await
-                        .map_err(|mut error| {
-                            error.public = format!("keys[{position}]: {}", error.public);
-                            error
-                        })?;
-                    ids.push(id);
-                }
-                fact.target_id = ids.first().map(ToString::to_string).unwrap_or_default();
-                let text: Vec<String> = ids.iter().map(ToString::to_string).collect();
-                fact.after = Some(json!({ "key_ids": text }));
-                Ok(Outcome::Changed(ids, fact))
-            })
-        })
-        .await
-}
-
-async fn import_one(
-    tx: &mut Tx,
-    env: EnvId,
-    one: ImportedKey,
-    created_by: Option<String>,
-    fact: &mut Fact,
-) -> Result<KeyId> {
-    let (mut key, _) = prepare(tx, env, one.new, created_by, fact).await?;
-    key.imported = true;
-    keys::insert(&mut tx.conn, &key).await?;
-    keys::insert_secret(&mut tx.conn, env, key.key, &one.digest, UNPEPPERED, tx.now).await?;
-    fact.touched.push(Touched::Key(key.key));
-    Ok(key.key)
-}
-
-/// Checks what a new key refers to and makes its row, still without the ends of its secret.
-async fn prepare(
-    tx: &mut Tx,
-    env: EnvId,
-    new: NewKey,
-    created_by: Option<String>,
-    fact: &mut Fact,
-) -> Result<(Key, Prefix)> {
-    let environment = environments::find(&mut tx.conn, env)
-        .await?
-        .ok_or_else(|| Error::not_found("environment"))?;
-    if new.expires_at.is_some_and(|at| at <= tx.now) {
-        return Err(Error::invalid("EXPIRES_IN_PAST", "`expires_on` must be in the future"));
-    }
-    if let (Some(from), Some(to)) = (new.not_before, new.expires_at)
-        && from >= to
-    {
-        let public = "`not_before` must be earlier than `expires_on`";
-        return Err(Error::invalid("NEVER_VALID", public));
-    }
-    if apis::find(&mut tx.conn, env, new.api).await?.is_none() {
-        let public = format!("`api_id`: there is no API {}", new.api);
-        return Err(Error::invalid("UNKNOWN_API", public));
-    }
-    let scopes = resolve_scopes(tx, env, new.api, &new.scopes).await?;
-    let owner = resolve_owner(tx, env, new.owner, environment.user_registration, fact).await?;
-    let prefix = environment.key_prefixes.first().and_then(|text| Prefix::parse(text));
-    let prefix = prefix.ok_or_else(|| Error::internal("the environment has no key prefix"))?;
-    let key = Key {
-        key: KeyId::from_bytes(tx.entropy.id(tx.now)),
-        env,
-        name: new.name,
-        description: new.description,
-        metadata: new.metadata,
-        owner,
-        api: new.api,
-        scopes,
-        issued_seq: tx.seq(),
-        not_before: new.not_before,
-        expires_at: new.expires_at,
-        disabled_at: None,
-        revoked_at: None,
-        revoke_reason: None,
-        imported: false,
-        key_prefix: String::new(),
-        key_suffix: String::new(),
-        created_at: tx.now,
-        created_by,
-        changed_seq: tx.seq(),
-        status: "active".to_owned(),
-    };
-    Ok((key, prefix))
-}
-
-/// Finds the scopes asked for, by id or by key, each once.
-async fn resolve_scopes(
-    tx: &mut Tx,
-    env: EnvId,
-    api: ApiId,
-    asked: &[String],
-) -> Result<Vec<ScopeId>> {
-    if asked.is_empty() {
-        return Ok(Vec::new());
-    }
-    let existing = apis::scopes(&mut tx.conn, env, api).await?;
-    let mut found = Vec::with_capacity(asked.len());
-    for text in asked {
-        let id = ScopeId::parse(text);
-        let scope = existing.iter().find(|scope| Some(scope.scope) == id || scope.key == *text);
-        let Some(scope) = scope else {
-            let public = format!("`scope_ids`: this API has no scope `{text}`");
-            return Err(Error::invalid("UNKNOWN_SCOPE", public));
-        };
-        if !found.contains(&scope.scope) {
-            found.push(scope.scope);
-        }
-    }
-    Ok(found)
-}
-
-/// Finds the owner asked for; registers an unknown user where the environment allows it.
-async fn resolve_owner(
-    tx: &mut Tx,
-    env: EnvId,
-    asked: NewOwner,
-    registration: bool,
-    fact: &mut Fact,
-) -> Result<Owner> {
-    let (user, org) = match asked {
-        NewOwner::Environment => return Ok(Owner::Environment),
-        NewOwner::Org(org) => (None, Some(org)),
-        NewOwner::User(user, org) => (Some(user), org),
-    };
-    if let Some(org) = &org {
-        fact.org = Some(org.to_string());
-        let found = owners::find_org(&mut tx.conn, env, org).await?;
-        let Some(found) = found.filter(|org| org.deleted_at.is_none()) else {
-            let public = format!("`org_code`: there is no organization `{org}`");
-            return Err(Error::invalid("UNKNOWN_ORGANIZATION", public));
-        };
-        if found.suspended_at.is_some() {
-            return Err(Error::conflict("OWNER_SUSPENDED", "the organization is suspended"));
-        }
-    }
-    let Some(user) = user else {
-        let org = org.ok_or_else(|| Error::internal("a key without an owner was asked for"))?;
-        return Ok(Owner::Org(org));
-    };
-    fact.user = Some(user.to_string());
-    match owners::find_user(&mut tx.conn, env, &user).await? {
-        Some(found) if found.deleted_at.is_some() => {
-            let public = "`user_id`: this user was deleted; create the user again first";
-            return Err(Error::invalid("DELETED_USER", public));
-        }
-        Some(found) if found.suspended_at.is_some() => {
-            return Err(Error::conflict("OWNER_SUSPENDED", "the user is suspended"));
-        }
-        Some(_) => {}
-        None if registration => {
-            let (now, seq) = (tx.now, tx.seq());
-            owners::register_user(&mut tx.conn, env, &user, now, seq).await?;
-            fact.touched.push(Touched::User(user.clone()));
-        }
-        None => {
-            let public = format!("`user_id`: there is no user `{user}`");
-            return Err(Error::invalid("UNKNOWN_USER", public));
-        }
-    }
-    let Some(org) = org else {
-        return Ok(Owner::User(user));
-    };
-    if !owners::is_member(&mut tx.conn, env, &org, &user).await? {
-        let public = format!("`user_id`: `{user}` is not a member of `{org}`");
-        return Err(Error::invalid("NOT_A_MEMBER", public));
-    }
-    Ok(Owner::UserInOrg(user, org))
 }
 
 /// What changes of a key; `None` leaves a field as it is, `Some(None)` clears it.
@@ -440,8 +218,7 @@ pub async fn rehash(
     store: &Store,
     env: EnvId,
     id: KeyId,
-    from: Digest,
-    to: Digest,
+    candidates: Vec<(Digest, Digest)>,
     pepper_id: u32,
 ) -> Result<Committed<()>> {
     let context = Context::system("rehash");
@@ -449,7 +226,12 @@ pub async fn rehash(
         .write(env, &context, Action::KeyRehashed, move |tx| {
             Box::pin(async move {
                 let key = existing(tx, env, id).await?;
-                if !keys::rehash_secret(&mut tx.conn, env, id, &from, &to, pepper_id).await? {
+                let mut done = false;
+                for (from, to) in &candidates {
+                    done = done
+                        || keys::rehash_secret(&mut tx.conn, env, id, from, to, pepper_id).await?;
+                }
+                if !done {
                     return Ok(Outcome::Reached((), key.changed_seq));
                 }
                 let mut fact = fact_of(&key);

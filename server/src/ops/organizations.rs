@@ -301,7 +301,7 @@ fn distinct(changes: Vec<MemberChange>) -> Result<Vec<MemberChange>> {
             None => distinct.push(change),
             Some(member) if member == change.member => {}
             Some(_) => {
-                let public = format!("`users`: `{}` is to join and to leave at once", change.user);
+                let public = "`users`: one user is to join and to leave at once";
                 return Err(Error::invalid("CONTRADICTORY_USERS", public));
             }
         }
@@ -325,13 +325,13 @@ async fn check_users(tx: &mut Tx, env: EnvId, changes: &[MemberChange]) -> Resul
         let id = &change.user;
         match users.get(id) {
             Some(user) if user.deleted_at.is_some() => {
-                let public = format!("`users`: `{id}` was deleted; create the user again first");
+                let public = "`users`: a user was deleted; create the user again first";
                 return Err(Error::invalid("DELETED_USER", public));
             }
             Some(_) => {}
             None if change.member && environment.user_registration => strangers.push(id.clone()),
             None => {
-                let public = format!("`users`: there is no user `{id}`");
+                let public = "`users`: there is no such user";
                 return Err(Error::invalid("UNKNOWN_USER", public));
             }
         }

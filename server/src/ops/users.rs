@@ -112,7 +112,7 @@ async fn part_from_past(tx: &mut Tx, env: EnvId, user: &UserId, fact: &mut Fact)
 async fn join(tx: &mut Tx, env: EnvId, org: &OrgCode, user: &UserId) -> Result<()> {
     let found = owners::find_org(&mut tx.conn, env, org).await?;
     if found.is_none_or(|org| org.deleted_at.is_some()) {
-        let public = format!("`organization_code`: there is no organization `{org}`");
+        let public = "`organization_code`: there is no such organization";
         return Err(Error::invalid("UNKNOWN_ORGANIZATION", public));
     }
     let (now, seq) = (tx.now, tx.seq());

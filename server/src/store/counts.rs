@@ -208,7 +208,7 @@ pub(crate) async fn of_key(conn: &mut Conn, env: EnvId, key: KeyId) -> Result<Us
 
 /// Folds the totals of a file that will never be opened again into the sum of closed files
 /// (`file_id` all zero), in the caller's transaction, and refuses the file ever after.
-pub(crate) async fn close(conn: &mut Conn, id: [u8; 16], now: i64) -> Result<()> {
+async fn close(conn: &mut Conn, id: [u8; 16], now: i64) -> Result<()> {
     const SUM: [u8; 16] = [0; 16];
     run!(
         conn,
@@ -268,6 +268,35 @@ pub(crate) async fn flush(
     }
     .await;
     match stored {
+        Ok(()) => conn.raw("commit").await,
+        Err(error) => {
+            conn.raw("rollback").await?;
+            Err(error)
+        }
+    }
+}
+
+/// Closes every open file but `ours`, in one transaction.
+pub(crate) async fn close_all_but(store: &super::Store, ours: [u8; 16], now: i64) -> Result<()> {
+    let mut conn = store.side().await?;
+    let others = rows!(
+        &mut conn,
+        (Vec<u8>,),
+        "select file_id from counter_files where file_id <> $1 and closed_at is null",
+        ours.as_slice(),
+    )?;
+    if others.is_empty() {
+        return Ok(());
+    }
+    conn.raw("begin immediate").await?;
+    let closed = async {
+        for (other,) in &others {
+            close(&mut conn, id16(other)?, now).await?;
+        }
+        Ok(())
+    }
+    .await;
+    match closed {
         Ok(()) => conn.raw("commit").await,
         Err(error) => {
             conn.raw("rollback").await?;

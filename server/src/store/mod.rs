@@ -7,6 +7,7 @@
 //! change row. What a statement means is the business of the file of its noun, what a change is
 //! for is the business of `ops/`.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -127,6 +128,46 @@ impl Conn {
             .fetch_one(&mut **c)
             .await
             .map_err(failed),
+        }
+    }
+}
+
+/// A connection that is closed instead of given back to its pool, unless what was done on it came
+/// to its end: one on which an answer is still due, perhaps for ever, is of no use to anybody.
+pub(crate) struct Unfinished(Option<Conn>);
+
+impl Unfinished {
+    /// A connection on which something begins.
+    pub(crate) fn of(conn: Conn) -> Self {
+        Self(Some(conn))
+    }
+
+    /// It came to its end.
+    pub(crate) fn finish(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Deref for Unfinished {
+    type Target = Conn;
+
+    fn deref(&self) -> &Conn {
+        self.0.as_ref().expect("it is there until it is finished")
+    }
+}
+
+impl DerefMut for Unfinished {
+    fn deref_mut(&mut self) -> &mut Conn {
+        self.0.as_mut().expect("it is there until it is finished")
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        match &mut self.0 {
+            // SQLite always answers.
+            Some(Conn::Sqlite(_)) | None => {}
+            Some(Conn::Postgres(conn)) => conn.close_on_drop(),
         }
     }
 }
@@ -278,7 +319,12 @@ async fn open_sqlite(path: &Path, create: bool) -> Result<Pools> {
         .pragma("mmap_size", "67108864")
         .statement_cache_capacity(200)
         .disable_statement_logging();
-    let write = SqlitePoolOptions::new().max_connections(2).connect_lazy_with(options.clone());
+    // Changes touch pages all over the file, because digests are random. 32 MiB of them are kept
+    // and the log goes back into the file every 8,000 pages of 4 KiB instead of every 1,000, so
+    // that a page which changes often is written there once. What the log holds is as durable.
+    let writing =
+        options.clone().pragma("cache_size", "-32768").pragma("wal_autocheckpoint", "8000");
+    let write = SqlitePoolOptions::new().max_connections(2).connect_lazy_with(writing);
     // The first connection switches the file to WAL, which readers alone could not.
     drop(write.acquire().await.map_err(failed)?);
     let read = SqlitePoolOptions::new().max_connections(READERS_MAX).connect_lazy_with(options);

@@ -28,7 +28,7 @@ pub(crate) use organizations::{
 };
 pub use users::{User, UserFilter};
 pub(crate) use users::{
-    delete_user, find_user, insert_user, register_user, restore_user, update_user, users_among,
+    delete_user, find_user, insert_user, register_user, register_users, restore_user, update_user, users_among,
     users_page,
 };
 

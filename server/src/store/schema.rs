@@ -1,6 +1,7 @@
 //! Migrations: bringing a database up to the schema that this binary understands.
 //!
-//! Migrations only add. One text serves both engines, with `BLOB` read as `BYTEA` on PostgreSQL.
+//! Migrations only add. One text serves both engines, with `BLOB` read as `BYTEA` and texts ordered
+//! by their bytes on PostgreSQL.
 //! A database newer than this binary is refused, since an older binary could not know what the
 //! newer one keeps there.
 
@@ -89,7 +90,11 @@ async fn apply(conn: &mut Conn, store: &Store) -> Result<()> {
     for text in MIGRATIONS.iter().skip(from) {
         let text = match conn {
             Conn::Sqlite(_) => (*text).to_owned(),
-            Conn::Postgres(_) => text.replace("BLOB", "BYTEA"),
+            // Texts compare by their bytes, as on SQLite: pages keep one order on both engines, and
+            // an upgrade of the system's collations cannot disturb a primary key.
+            Conn::Postgres(_) => {
+                text.replace("BLOB", "BYTEA").replace(" text", " text collate \"C\"")
+            }
         };
         conn.raw_text(AssertSqlSafe(text)).await?;
     }

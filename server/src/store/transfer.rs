@@ -11,9 +11,10 @@
 //! generation that the database knows; the server compares them at its start and sets the file
 //! aside by itself where they differ (see `counting`).
 
-use sqlx::postgres::PgConnectOptions;
 use std::str::FromStr;
 use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
 
 use super::{Conn, Location, Pools, Store, nodes, schema};
 use crate::error::{Error, Result};
@@ -28,9 +29,8 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use backup::{BackupReport, backup};
-pub(crate) use moving::{MoveReport, move_store};
-pub(crate) use narrowing::Kept;
+pub(crate) use backup::backup;
+pub(crate) use moving::move_store;
 pub(crate) use restore::{RestoreReport, RestoreTarget, restore};
 
 /// The name under which a store says where it was moved.

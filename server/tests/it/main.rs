@@ -5,5 +5,15 @@
 
 #![expect(clippy::expect_used, reason = "a test says with a panic what went wrong")]
 
+mod bad_input;
+mod bad_secrets;
+mod bad_tokens;
+mod cli;
+mod key_lists;
+mod key_patches;
+mod keys;
+mod owners;
+mod process;
+mod tokens;
 mod verify;
 mod world;

@@ -59,6 +59,8 @@ pub(crate) struct World {
     pub(crate) client_secret: String,
     /// A management token with every scope.
     pub(crate) token: String,
+    /// The database's address, on PostgreSQL.
+    pub(crate) database_url: Option<String>,
     server: Option<Server>,
     /// Kept so that the folder lives as long as the test.
     _folder: tempfile::TempDir,
@@ -87,6 +89,16 @@ impl Answer {
         self.json()
     }
 
+    /// The error that the answer consists of, which must come with this status.
+    #[track_caller]
+    pub(crate) fn refused(self, status: u16) -> (String, String) {
+        let body = self.expect(status);
+        let errors = &body["errors"];
+        let one = if status == 404 { errors } else { &errors[0] };
+        let text = |name: &str| one[name].as_str().expect("a text").to_owned();
+        (text("code"), text("message"))
+    }
+
     /// The code of the first error.
     pub(crate) fn error_code(&self) -> String {
         let body = self.json();
@@ -106,8 +118,11 @@ impl World {
             ("listen", "127.0.0.1:0".to_owned()),
             ("public_url", "http://keys.test".to_owned()),
         ];
+        let mut database_url = None;
         if engine == Engine::Postgres {
-            flags.push(("database", fresh_postgres().await));
+            let url = fresh_postgres().await;
+            flags.push(("database", url.clone()));
+            database_url = Some(url);
         }
         let config = Config::isolated(flags).expect("good settings");
         let clock = Clock::manual(START_US);
@@ -121,6 +136,7 @@ impl World {
             client_id: founded.app.to_string(),
             client_secret: founded.client_secret.to_string(),
             token: String::new(),
+            database_url,
             server: None,
             _folder: folder,
             seed: 2,
@@ -170,6 +186,42 @@ impl World {
     /// Moves the clock.
     pub(crate) fn advance_seconds(&self, seconds: i64) {
         self.clock.advance(seconds * 1_000_000);
+    }
+
+    /// Moves the clock and waits until the server has renewed its lease at the new time.
+    pub(crate) async fn pass_seconds(&self, seconds: i64) {
+        self.advance_seconds(seconds);
+        while !self.app().is_ready() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Takes a fresh token, after the one before has expired.
+    pub(crate) async fn sign_in(&mut self) {
+        self.token = self.token_for(&[]).await;
+    }
+
+    /// What the database itself answers to `sql`.
+    pub(crate) async fn rows<T>(&self, sql: &'static str) -> Vec<T>
+    where
+        T: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow>,
+        T: for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
+        T: Send + Unpin,
+    {
+        use sqlx::Connection;
+        match &self.database_url {
+            None => {
+                let options =
+                    sqlx::sqlite::SqliteConnectOptions::new().filename(self.database_file());
+                let mut c =
+                    sqlx::SqliteConnection::connect_with(&options).await.expect("the file");
+                sqlx::query_as(sql).fetch_all(&mut c).await.expect("rows")
+            }
+            Some(url) => {
+                let mut c = sqlx::PgConnection::connect(url).await.expect("the server");
+                sqlx::query_as(sql).fetch_all(&mut c).await.expect("rows")
+            }
+        }
     }
 
     /// A token of the first application with these scopes, or with all of them.
@@ -222,6 +274,23 @@ impl World {
         }
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         self.send(request.body(Full::from(body)).expect("a request")).await
+    }
+
+    /// A management request with a body as it is.
+    pub(crate) async fn raw(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/api/v1{path}"))
+            .header("host", "keys.test")
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", content_type);
+        self.send(request.body(Full::new(body.into())).expect("a request")).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {

@@ -1,4 +1,4 @@
--- Keyward's first schema. One text for both engines: BLOB is read as BYTEA by PostgreSQL.
+-- Keyward's first schema. One text for both engines; `schema` says how PostgreSQL reads it.
 -- Times are µs since the Unix epoch, flags are times or 0/1, our own ids are 16 bytes,
 -- owners' ids are text as the identity provider gives them. Every table names its environment.
 create table meta (
@@ -138,6 +138,8 @@ create table memberships (
     primary key (env_id, org_code, user_id)
 );
 create index memberships_user on memberships (env_id, user_id);
+create index memberships_present
+    on memberships (env_id, org_code, user_id) where left_at is null;
 create table api_keys (
     key_id BLOB primary key,
     env_id BLOB not null,

@@ -189,6 +189,42 @@ pub(crate) async fn register_user(
     Ok(())
 }
 
+/// Registers users of whom only the ids are known, each named once.
+pub(crate) async fn register_users(
+    conn: &mut Conn,
+    env: EnvId,
+    users: &[UserId],
+    now: i64,
+    seq: i64,
+) -> Result<()> {
+    for page in users.chunks(IDS_MAX) {
+        macro_rules! register {
+            ($engine:ty, $c:expr) => {
+                QueryBuilder::<$engine>::new(
+                    "insert into users (env_id, user_id, created_at, revoked_up_to, changed_seq) ",
+                )
+                .push_values(page, |mut row, user| {
+                    row.push_bind(env.bytes().to_vec())
+                        .push_bind(user.to_string())
+                        .push_bind(now)
+                        .push_bind(0_i64)
+                        .push_bind(seq);
+                })
+                .build()
+                .execute(&mut **$c)
+                .await
+                .map(|_| ())
+            };
+        }
+        match conn {
+            Conn::Sqlite(c) => register!(sqlx::Sqlite, c),
+            Conn::Postgres(c) => register!(sqlx::Postgres, c),
+        }
+        .map_err(failed)?;
+    }
+    Ok(())
+}
+
 /// Stores a user whose id was never seen before.
 pub(crate) async fn insert_user(conn: &mut Conn, u: &User) -> Result<()> {
     run!(

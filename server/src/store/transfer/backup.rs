@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{ConnectOptions, Connection};
 
@@ -186,7 +187,11 @@ async fn settle(partial: &Path) -> Result<()> {
 fn publish(partial: &Path, dest: &Path) -> io::Result<u64> {
     let file = File::open(partial)?;
     file.sync_all()?;
-    renameat_with(CWD, partial, CWD, dest, RenameFlags::NOREPLACE)?;
+    match renameat_with(CWD, partial, CWD, dest, RenameFlags::NOREPLACE) {
+        // Some network file systems cannot promise it in one step.
+        Err(Errno::INVAL | Errno::NOSYS) if !dest.exists() => fs::rename(partial, dest)?,
+        done => done?,
+    }
     sync_folder_of(dest)?;
     Ok(file.metadata()?.len())
 }

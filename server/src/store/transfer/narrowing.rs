@@ -110,7 +110,7 @@ pub(super) async fn apply(conn: &mut Conn, continued: bool, now: i64) -> Result<
         signing_keys(conn).await?;
         kept.applications += absent_from_applications(conn).await?;
         kept.keys += absent_keys(conn, now).await?;
-        kept.secrets += absent_secrets(conn, now).await?;
+        kept.secrets += absent_secrets(conn).await?;
     }
     conn.raw(
         "drop table replaced_environments; drop table replaced_signing_keys;
@@ -298,7 +298,9 @@ async fn ended_secrets(conn: &mut Conn) -> Result<u64> {
         conn,
         "update key_secrets set superseded_at = r.superseded_at from replaced_secrets as r
          where r.env_id = key_secrets.env_id and r.digest = key_secrets.digest
-           and key_secrets.superseded_at is null and r.superseded_at is not null",
+           and r.superseded_at is not null
+           and (key_secrets.superseded_at is null
+                or key_secrets.superseded_at > r.superseded_at)",
     )
 }
 
@@ -369,11 +371,12 @@ async fn absent_keys(conn: &mut Conn, now: i64) -> Result<u64> {
 
 /// A secret that the same store knows no longer was imported and got a peppered digest at its
 /// first use, in the same row. It stays good while that row is, which its date tells; where two
-/// rows have the date, one of them ended is enough to end it.
-async fn absent_secrets(conn: &mut Conn, now: i64) -> Result<u64> {
+/// rows have the date, one of them ended is enough to end it. When it ended is not looked up; a time
+/// before every question does.
+async fn absent_secrets(conn: &mut Conn) -> Result<u64> {
     run!(
         conn,
-        "update key_secrets set superseded_at = $1
+        "update key_secrets set superseded_at = created_at
          where superseded_at is null
            and not exists (select 1 from replaced_secrets r
                            where r.env_id = key_secrets.env_id and r.digest = key_secrets.digest)
@@ -385,6 +388,5 @@ async fn absent_secrets(conn: &mut Conn, now: i64) -> Result<u64> {
                            where r.key_id = key_secrets.key_id
                              and r.created_at = key_secrets.created_at
                              and r.superseded_at is not null))",
-        now,
     )
 }

@@ -86,8 +86,6 @@ pub(crate) struct RestoreReport {
     pub(crate) applications_without_secret: u64,
     /// The copy of the secrets file beside the backup was put in place.
     pub(crate) secrets_installed: bool,
-    /// The sequence number of the restore in the change log.
-    pub(crate) seq: i64,
 }
 
 /// Replaces the store of `target` by the backup `source`.
@@ -318,6 +316,7 @@ impl Restore<'_> {
         if !store.is_sqlite() {
             refuse_running_server(store, self.progress).await?;
         }
+        let kept_before = kept_at.exists();
         begin_exclusive(&mut conn).await?;
         let replaced = async {
             let replaced = self.keep(&mut from, &mut conn, store, secrets, kept_at).await?;
@@ -340,7 +339,9 @@ impl Restore<'_> {
         };
         if done.is_err() {
             // OK to ignore: what cannot be removed is a copy too many.
-            drop(fs::remove_file(kept_at));
+            if !kept_before {
+                drop(fs::remove_file(kept_at));
+            }
             if install {
                 drop(fs::remove_file(self.target.secrets));
             }
@@ -413,13 +414,14 @@ impl Restore<'_> {
             after: Some(json!({
                 "backup_taken_at": taken_at,
                 "revocations_unknown_since": unknown_since,
+                "audit_records_kept": kept.audit_records,
                 "restrictions_kept": kept.keys + kept.secrets + kept.owners + kept.memberships
                     + kept.apis + kept.applications,
             })),
             touched: vec![Touched::Directory],
             ..Fact::default()
         };
-        let seq = self.record(conn, store, fact, head + 1, now).await?;
+        self.record(conn, store, fact, head + 1, now).await?;
         Ok(RestoreReport {
             backup_taken_at: taken_at,
             backup_version: schema::meta(from, VERSION).await?.unwrap_or_default(),
@@ -432,7 +434,6 @@ impl Restore<'_> {
             keys_without_secret: keys_without_secret(conn).await?,
             applications_without_secret: applications_without_secret(conn, now).await?,
             secrets_installed: false,
-            seq,
         })
     }
 
@@ -456,7 +457,7 @@ impl Restore<'_> {
         fact: Fact,
         seq: i64,
         now: i64,
-    ) -> Result<i64> {
+    ) -> Result<()> {
         let all = environments::all_any_environment(conn).await?;
         let first = all.first().ok_or_else(|| {
             Error::invalid("NOT_A_BACKUP", "this backup holds no environment; it is useless")
@@ -472,8 +473,7 @@ impl Restore<'_> {
             touched: fact.touched,
             at: now,
         };
-        changes::insert(conn, store.node(), vec![change]).await?;
-        Ok(seq)
+        changes::insert(conn, store.node(), vec![change]).await
     }
 }
 

@@ -53,10 +53,7 @@ fn columns(text: &'static str) -> Vec<(&'static str, Kind)> {
         .collect()
 }
 
-/// Tables whose rows belong to running processes and not to the store; they are never carried.
-pub(super) const OF_PROCESSES: &[&str] = &["node_lease"];
-
-/// Every table of a store.
+/// Every table of a store. `node_lease` is none of them: its rows belong to running processes.
 pub(super) const TABLES: &[Table] = &[
     Table { name: "meta", key: "name text", rest: "value text" },
     Table {

@@ -1,0 +1,93 @@
+//! The contract for scripts: `keyward init`, the empty store, and the public URL.
+
+use super::*;
+
+/// The issuer that a server tells under `host`.
+fn issuer(process: &Process, host: &str) -> Option<String> {
+    let request = format!("GET /.well-known/openid-configuration HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let reply = process.wire().send(request.as_bytes()).expect("an answer");
+    (reply.status == 200).then(|| reply.json()["issuer"].as_str().expect("an issuer").to_owned())
+}
+
+on_each_engine! {
+    fn init_prints_one_object_and_nothing_else_once(engine) {
+        let database = (engine == Engine::Postgres).then(|| block_on(fresh_postgres()));
+        let site = Site::empty(database);
+        // An existing empty folder is fine.
+        std::fs::create_dir(&site.folder).expect("a folder");
+        let init = ["init", "--public-url", "https://keys.example.com/", "--json"];
+        let made = site.command(&init).env("KEYWARD_LOG", "trace").output().expect("runs");
+        assert!(made.status.success());
+        let mut documents = serde_json::Deserializer::from_slice(&made.stdout).into_iter::<Value>();
+        let object = documents.next().expect("one").expect("JSON");
+        assert!(documents.next().is_none(), "more than one document");
+        for field in ["client_id", "client_secret", "issuer"] {
+            assert!(object[field].as_str().is_some_and(|text| !text.is_empty()), "{field}");
+        }
+        assert_eq!(object["issuer"], "https://keys.example.com");
+        // A secret is seen once: not in what goes to the log, whatever the level.
+        let secret = object["client_secret"].as_str().expect("a text");
+        assert!(!String::from_utf8_lossy(&made.stderr).contains(secret));
+        let again = site.run(&init);
+        assert_eq!(again.status.code(), Some(1));
+        assert!(again.stdout.is_empty());
+        let said = String::from_utf8_lossy(&again.stderr);
+        assert!(said.contains("initialised already"), "{said}");
+        assert_eq!(site.number("select count(*) from applications"), 1);
+    }
+}
+
+on_each_engine! {
+    fn serve_on_an_empty_store_initialises_it_and_prints_no_credentials(engine) {
+        let database = (engine == Engine::Postgres).then(|| block_on(fresh_postgres()));
+        let mut site = Site::empty(database);
+        let process = site.serve();
+        let said = process.log();
+        let list = site.json(&["app", "list"]);
+        let app = list["applications"][0]["id"].as_str().expect("an id").to_owned();
+        // It says how to get credentials, and what it says works.
+        let advice = format!("keyward app rotate-secret {app} --data {}", site.folder.display());
+        assert!(said.contains(&advice), "{said}");
+        assert!(!said.contains("client_secret") && !said.contains("\"issuer\""), "{said}");
+        // No word of the log is a secret: those are 48 letters and digits.
+        let is_secret = |word: &str| {
+            word.len() >= 40 && word.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        };
+        assert!(!said.split(|c: char| !c.is_ascii_alphanumeric()).any(is_secret), "{said}");
+        let rotated = site.json(&["app", "rotate-secret", &app]);
+        site.client_id = app;
+        site.client_secret = rotated["client_secret"].as_str().expect("a secret").to_owned();
+        assert!(is_secret(&site.client_secret), "the check above looks for the wrong thing");
+        // Never given, the public URL is http:// and the listen address.
+        let address = site.address.to_string();
+        assert_eq!(issuer(&process, &address), Some(format!("http://{address}")));
+        process.terminate();
+    }
+}
+
+on_each_engine! {
+    fn another_public_url_is_an_audited_change_and_the_same_is_none(engine) {
+        let site = Site::new(engine);
+        let records = || site.number("select count(*) from audit_log where change_seq is not null");
+        let process = site.serve();
+        assert_eq!(issuer(&process, HOST), Some(format!("http://{HOST}")));
+        let before = records();
+        process.terminate();
+        for (url, host, records_more) in [
+            (None, HOST, 0),
+            (Some("https://new.example"), "new.example", 1),
+            (Some("https://new.example/"), "new.example", 1),
+            (None, "new.example", 1),
+            (Some("http://keys.test"), HOST, 2),
+        ] {
+            let mut command = site.serve_command(&[]);
+            command.args(url.iter().flat_map(|url| ["--public-url", url]));
+            let log = site.parent.path().join("log");
+            let mut process = Process::spawn(command, site.address, &log);
+            process.wait_until_ready();
+            assert!(issuer(&process, host).is_some_and(|issuer| issuer.contains(host)), "{url:?}");
+            assert_eq!(records() - before, records_more, "{url:?}");
+            process.terminate();
+        }
+    }
+}
