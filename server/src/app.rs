@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::counting::Counting;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, UNCONFIRMED};
 use crate::follower::Shared;
 use crate::http::tokens::TokenCache;
 use crate::http::verify::Rehash;
@@ -58,17 +58,32 @@ impl App {
     /// that could still say yes. To be called before a change is acknowledged.
     ///
     /// # Errors
-    /// `Unavailable` when it cannot be confirmed; the change stands all the same.
+    /// `Unavailable` with the code `UNCONFIRMED` when that cannot be confirmed of a change that
+    /// takes something away; the change stands all the same. One that gives something is never
+    /// taken back for it: its reply may hold a secret that nobody could see again.
     pub async fn settle(&self, seq: i64, settle: Settle) -> Result<()> {
+        match (self.wait_until_in_force(seq, settle).await, settle) {
+            (Ok(()), _) => Ok(()),
+            (Err(error), Settle::Widening) => {
+                tracing::warn!(cause = error.chain(), seq, "a change may take a moment: {error}");
+                Ok(())
+            }
+            (Err(error), Settle::Narrowing) => {
+                let public =
+                    format!("change {seq} is stored but could not be confirmed; ask for its state");
+                Err(Error { code: UNCONFIRMED, public, ..error })
+            }
+        }
+    }
+
+    async fn wait_until_in_force(&self, seq: i64, settle: Settle) -> Result<()> {
         let mut applied = self.shared.applied.subscribe();
         let longest = Duration::from_micros(self.shared.lease.length_us().unsigned_abs());
         let own = tokio::time::timeout(longest, applied.wait_for(|applied| *applied >= seq));
         if !matches!(own.await, Ok(Ok(_))) {
             // This node's lease, extended at most until the change was committed, is over by now.
             if self.shared.lease.is_held(self.clock()) {
-                return Err(Error::unavailable(format!(
-                    "change {seq} is stored but could not be confirmed; ask for its state"
-                )));
+                return Err(Error::unavailable("this server has not followed it yet"));
             }
         }
         // The server that holds an SQLite store's folder is the only one that verifies from it.

@@ -7,10 +7,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
+
+/// The code of a folder whose lock another process holds.
+const IN_USE: &str = "FOLDER_IN_USE";
+/// How often the lock is tried, and how long between: 300 ms together.
+const LOCK_TRIES: u32 = 30;
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A data folder.
 #[derive(Debug, Clone)]
@@ -66,6 +73,21 @@ impl Folder {
         self.0.join("keyward.sock")
     }
 
+    /// Takes the folder's lock for the life of the returned value. Waits a moment for it, because
+    /// commands on the folder of a server that was killed hold it for some milliseconds.
+    ///
+    /// # Errors
+    /// As [`Folder::lock`].
+    pub async fn lock_soon(&self) -> Result<Lock> {
+        for _ in 0..LOCK_TRIES {
+            match self.lock() {
+                Err(error) if error.code == IN_USE => tokio::time::sleep(LOCK_AGAIN).await,
+                done => return done,
+            }
+        }
+        self.lock()
+    }
+
     /// Takes the folder's lock for the life of the returned value.
     ///
     /// # Errors
@@ -80,7 +102,8 @@ impl Folder {
             .open(&path)
             .map_err(|cause| {
                 Error::unavailable(format!(
-                    "the data folder {} cannot be written ({})",
+                    "the data folder {} cannot be written ({}); make it writable for this account, \
+                     or choose another with --data",
                     self.0.display(),
                     cause.kind()
                 ))
@@ -88,7 +111,7 @@ impl Folder {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Lock(file)),
             Err(_) => Err(Error::conflict(
-                "FOLDER_IN_USE",
+                IN_USE,
                 format!("another Keyward server is using the data folder {}", self.0.display()),
             )),
         }

@@ -7,6 +7,7 @@
 //! it extends the lease; whenever it cannot ask, the lease runs out by itself.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub struct Shared {
     pub lease: Lease,
     /// The last applied change.
     pub applied: watch::Sender<i64>,
+    /// Whether the database could not be written when that was last tried.
+    pub unwritable: AtomicBool,
 }
 
 impl Shared {
@@ -59,12 +62,19 @@ impl Shared {
             directory: ArcSwap::from_pointee(Directory::default()),
             lease,
             applied: watch::Sender::new(-1),
+            unwritable: AtomicBool::new(false),
         }
     }
 
     fn write_table(&self) -> RwLockWriteGuard<'_, Table> {
         self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// What the database said the time was, and when it was asked.
+struct Time {
+    asked_boot_us: i64,
+    database_us: i64,
 }
 
 /// Follows the store.
@@ -126,7 +136,7 @@ impl Follower {
         let loaded = self.load_snapshot(&mut conn, progress).await;
         conn.raw("rollback").await?;
         let (table, directory, head, nonce, incarnation) = loaded?;
-        let database_us = conn.now_us(self.clock()).await?;
+        let time = self.ask_time(&mut conn).await?;
         conn.finish();
         (self.applied, self.nonce, self.incarnation) = (head, nonce, incarnation);
         self.must_load = false;
@@ -135,7 +145,7 @@ impl Follower {
         *self.shared.write_table() = table;
         self.shared.directory.store(Arc::new(directory));
         self.register(asked).await?;
-        self.clock().set_database_time(database_us, asked.boot_us);
+        self.clock().set_database_time(time.database_us, time.asked_boot_us);
         self.shared.applied.send_replace(self.applied);
         // The lease begins with the first poll, which catches up with changes since the snapshot.
         Ok(())
@@ -188,6 +198,14 @@ impl Follower {
         Ok((table, directory, head, nonce, incarnation))
     }
 
+    /// Asks what time it is. Not dated by the whole poll, let alone by a load: however long those
+    /// take, that much would the clock be ahead.
+    async fn ask_time(&self, conn: &mut Conn) -> Result<Time> {
+        let asked_boot_us = self.clock().boot_us();
+        let database_us = conn.now_us(self.clock()).await?;
+        Ok(Time { asked_boot_us, database_us })
+    }
+
     async fn register(&mut self, asked: Asked) -> Result<()> {
         let mut conn = self.store.side().await?;
         let lease_us = self.shared.lease.length_us();
@@ -228,16 +246,17 @@ impl Follower {
 
     /// Asks for changes, applies all of them, tells the others, then extends the lease.
     pub(crate) async fn poll(&mut self) -> Result<()> {
-        let silent = |_| Err(Error::unavailable("the database leaves questions unanswered"));
+        let silent = || Error::unavailable("the database leaves questions unanswered");
         loop {
             if self.must_load {
                 tracing::warn!("the change log does not continue what was applied; loading anew");
                 self.shared.lease.end();
-                let load = tokio::time::timeout(LOAD_MAX, self.load(&Progress::silent()));
-                load.await.unwrap_or_else(silent)?;
+                let progress = Progress::silent();
+                let load = tokio::time::timeout(LOAD_MAX, self.load(&progress));
+                load.await.map_err(|_| silent())??;
             }
             let asked = tokio::time::timeout(SILENCE_MAX, self.ask()).await;
-            if asked.unwrap_or_else(|_| silent(()).map(|()| false))? {
+            if asked.map_err(|_| silent())?? {
                 return Ok(());
             }
         }
@@ -251,7 +270,7 @@ impl Follower {
     async fn ask(&mut self) -> Result<bool> {
         let asked = Asked::now(self.clock());
         let mut conn = Unfinished::of(self.store.read().await?);
-        let database_us = conn.now_us(self.clock()).await?;
+        let time = self.ask_time(&mut conn).await?;
         let (head, nonce) = changes::head_and_nonce(&mut conn, self.applied).await?;
         let incarnation = schema::meta(&mut conn, "incarnation").await?.unwrap_or_default();
         if head < self.applied || nonce != self.nonce || incarnation != self.incarnation {
@@ -269,7 +288,7 @@ impl Follower {
             }
         }
         conn.finish();
-        self.clock().set_database_time(database_us, asked.boot_us);
+        self.clock().set_database_time(time.database_us, time.asked_boot_us);
         if self.is_sqlite_told(asked).await {
             self.shared.lease.renew(asked);
             return Ok(true);
@@ -312,7 +331,9 @@ impl Follower {
             return false;
         }
         if let Some(telling) = self.telling.take_if(|telling| telling.is_finished()) {
-            match telling.await {
+            let told = telling.await;
+            self.shared.unwritable.store(!matches!(told, Ok(Ok(_))), Ordering::Relaxed);
+            match told {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
                     self.acknowledged = -1;

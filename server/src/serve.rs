@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -43,7 +43,7 @@ pub struct Server {
     pub app: Arc<App>,
     /// Where it listens.
     pub address: std::net::SocketAddr,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: JoinSet<()>,
     folder: Folder,
     grace: Duration,
     _lock: Lock,
@@ -57,7 +57,7 @@ impl Server {
     /// store does not fit, `Unavailable` when something cannot be opened.
     pub async fn start(config: &Config, clock: Clock, entropy: Entropy) -> Result<Self> {
         let folder = Folder::create(&config.folder)?;
-        let lock = folder.lock()?;
+        let lock = folder.lock_soon().await?;
         let tls = config.tls.as_ref().map(tls_acceptor).transpose()?;
         let listener = listen::bind(config.listen)?;
         let metrics_listener = config.metrics_listen.map(listen::bind).transpose()?;
@@ -93,18 +93,16 @@ impl Server {
         let address = listener.local_addr().map_err(Error::internal)?;
         let socket = listen::bind_socket(&folder.socket())?;
         // Before the keys are loaded, so that whoever asks is told to wait instead of left waiting.
-        let mut tasks = vec![
-            tokio::spawn(Counting::run(Arc::clone(&app), app.stopping.subscribe())),
-            tokio::spawn(denied::write(Arc::clone(&app), denials)),
-            tokio::spawn(rehash(Arc::clone(&app), wishes)),
-            tokio::spawn(sweep(Arc::clone(&app))),
-            tokio::spawn(listen::serve_socket(Arc::clone(&app), socket)),
-            tokio::spawn(listen::serve_tcp(Arc::clone(&app), listener, tls)),
-        ];
-        tasks.extend(
-            metrics_listener
-                .map(|listener| tokio::spawn(listen::serve_metrics(Arc::clone(&app), listener))),
-        );
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Counting::run(Arc::clone(&app), app.stopping.subscribe()));
+        tasks.spawn(denied::write(Arc::clone(&app), denials));
+        tasks.spawn(rehash(Arc::clone(&app), wishes));
+        tasks.spawn(sweep(Arc::clone(&app)));
+        tasks.spawn(listen::serve_socket(Arc::clone(&app), socket));
+        tasks.spawn(listen::serve_tcp(Arc::clone(&app), listener, tls));
+        if let Some(listener) = metrics_listener {
+            tasks.spawn(listen::serve_metrics(Arc::clone(&app), listener));
+        }
         let loaded = async {
             follower.load(&Progress::on_terminal()).await?;
             follower.poll().await
@@ -113,19 +111,22 @@ impl Server {
             app.stopping.send_replace(true);
             return Err(error);
         }
-        tasks.push(tokio::spawn(follower.run(app.stopping.subscribe())));
+        tasks.spawn(follower.run(app.stopping.subscribe()));
         let grace = config.shutdown_grace;
         Ok(Self { app, address, tasks, folder, grace, _lock: lock })
     }
 
+    /// Ends when one of the server's tasks does, which none should before the server is stopped.
+    /// What is left would be half a server; whoever started it can start a whole one.
+    async fn lost_a_part(&mut self) {
+        self.tasks.join_next().await;
+    }
+
     /// Stops accepting, lets what is in flight finish, stores the counts and gives the lease back.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.app.stopping.send_replace(true);
         let finished = tokio::time::timeout(self.grace, async {
-            for task in self.tasks {
-                // OK to ignore: a task that panicked has said so.
-                let _ = task.await;
-            }
+            while self.tasks.join_next().await.is_some() {}
         });
         if finished.await.is_err() {
             tracing::warn!("some requests did not finish in time");
@@ -155,23 +156,28 @@ pub async fn run(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::internal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::internal)?;
     let starting = Server::start(&config, Clock::system(), Entropy::system());
-    let server = tokio::select! {
+    let mut server = tokio::select! {
         started = starting => started?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     tracing::info!(keys = server.app.key_count(), "serving at {scheme}://{}", server.address);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        () = server.lost_a_part() => Err(Error::internal("a part of the server ended by itself")),
+    };
     tracing::info!("stopping");
     server.stop().await;
-    Ok(())
+    ended
 }
 
-fn tls_acceptor(tls: &Tls) -> Result<TlsAcceptor> {
+/// Reads certificate and key.
+///
+/// # Errors
+/// `Invalid` that names the file which will not do.
+pub(crate) fn tls_acceptor(tls: &Tls) -> Result<TlsAcceptor> {
     let bad = |path: &std::path::Path, why: String| {
         Error::invalid("BAD_TLS", format!("{}: {why}", path.display()))
     };

@@ -46,7 +46,7 @@ impl InitFlags {
 /// Makes a store and prints the credentials of its first application.
 pub(super) async fn run(config: &Config, out: &Out) -> Result<()> {
     // Held to the end: no server can find half a store.
-    let _lock = Folder::create(&config.folder)?.lock()?;
+    let _lock = Folder::create(&config.folder)?.lock_soon().await?;
     let (clock, entropy) = super::sources();
     let founded = initialise_if_empty(config, clock, entropy).await?.ok_or_else(|| {
         let public = "this store is initialised already; `keyward app list` shows its \

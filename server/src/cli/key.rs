@@ -1,5 +1,7 @@
 //! `keyward key`: keys, from issuing to revoking. Importing many is in `import`.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use keyward_core::KeyId;
 use serde_json::{Map, Value, json};
@@ -16,6 +18,9 @@ use crate::http::wire::{self, ScopeNames};
 use crate::ops::keys::{self as changes, Issued, KeyPatch};
 use crate::store::keys::{Filter, Key};
 use crate::store::{apis, counts, keys};
+
+/// How long the running server may take to say how often a key was verified.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Commands about keys.
 #[derive(Subcommand)]
@@ -302,7 +307,7 @@ async fn find(session: &Session, key: KeyId) -> Result<Key> {
 }
 
 /// A key as the API shows it. The running server is asked first, because it knows of verifications
-/// that are not in the database yet.
+/// that are not in the database yet; what it did not say is no failure of the command.
 async fn object(session: &Session, key: KeyId) -> Result<Value> {
     if let Some(stream) = socket::connect(&session.folder).await {
         let request = Request {
@@ -312,8 +317,11 @@ async fn object(session: &Session, key: KeyId) -> Result<Value> {
             content_type: None,
             body: &[],
         };
-        let mut answer = socket::ask(stream, &request).await?;
-        if let (200, Some(key)) = (answer.status, answer.body.get_mut("api_key")) {
+        let asked = tokio::time::timeout(PATIENCE, socket::ask(stream, &request)).await;
+        if let Ok(Ok(mut answer)) = asked
+            && answer.status == 200
+            && let Some(key) = answer.body.get_mut("api_key")
+        {
             return Ok(key.take());
         }
     }

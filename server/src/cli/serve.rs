@@ -9,6 +9,8 @@ use super::session::open_store;
 use crate::config::{Config, Flags};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
+use crate::secrets::Keyring;
+use crate::serve::tls_acceptor;
 
 /// Flags of `keyward serve`; each is also a setting.
 #[derive(clap::Args)]
@@ -66,9 +68,11 @@ pub(super) async fn run(config: Config, out: &Out) -> Result<()> {
     crate::serve::run(config).await
 }
 
-/// Makes the store if it is empty, and takes over a new base URL.
+/// Makes the store if it is empty, and takes over a new base URL. What would keep the server from
+/// starting is found before anything is changed.
 async fn prepare(config: &Config, out: &Out) -> Result<()> {
-    let lock = Folder::create(&config.folder)?.lock()?;
+    config.tls.as_ref().map(tls_acceptor).transpose()?;
+    let lock = Folder::create(&config.folder)?.lock_soon().await?;
     let (clock, entropy) = super::sources();
     let founded = initialise_if_empty(config, clock, entropy).await?;
     // The server takes it again, for as long as it lives.
@@ -83,7 +87,12 @@ async fn prepare(config: &Config, out: &Out) -> Result<()> {
     }
     let (clock, entropy) = super::sources();
     let store = open_store(config, clock, entropy).await?;
-    let adopted = adopt_public_url(config, &store).await;
+    let adopted = async {
+        let keyring = Keyring::open(config.secrets_file.clone())?;
+        keyring.check(&mut store.read().await?).await?;
+        adopt_public_url(config, &store).await
+    }
+    .await;
     store.close().await;
     adopted
 }

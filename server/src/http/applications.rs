@@ -47,7 +47,7 @@ pub(crate) async fn list(call: Call) -> Result<Reply> {
     let mut query = call.query()?;
     query.ignore(&["sort"]);
     let size = query.page_size(10)?;
-    let token = query.take_str("next_token", 1_000)?;
+    let token = query.take_str("next_token", 1_400)?;
     query.finish()?;
     let after = match token {
         None => [0; 16],

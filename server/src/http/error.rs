@@ -1,7 +1,7 @@
 //! Errors as answers: status, headers and the envelope that published clients decode.
 
 use hyper::StatusCode;
-use hyper::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::{Value, json};
 
 use super::call::{Answer, json_answer};
@@ -71,6 +71,7 @@ pub(crate) fn oauth(status: StatusCode, error: &str, description: &str) -> Answe
     if status == StatusCode::SERVICE_UNAVAILABLE {
         retry_later(&mut answer, RETRY_AFTER_SECONDS);
     }
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
 

@@ -131,7 +131,7 @@ impl Fields {
     ) -> Result<Option<i64>> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = match &value {
-            Value::Number(number) => number.as_i64(),
+            Value::Number(number) => number.as_i64().or_else(|| whole(number.as_f64()?)),
             Value::String(digits) if self.from_query => digits.parse().ok(),
             _ => None,
         };
@@ -227,6 +227,13 @@ pub(crate) fn not_json(error: &serde_json::Error) -> Error {
     Error::invalid("BAD_BODY", public)
 }
 
+/// A number such as `7.0`, which JSON Schema takes for a whole one.
+fn whole(number: f64) -> Option<i64> {
+    // OK to convert: whole numbers below 2⁵³ are exact in both forms.
+    let fits = number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0;
+    fits.then_some(number as i64)
+}
+
 fn line(name: &str, value: Value, max: usize) -> Result<String> {
     let Value::String(text) = value else {
         return Err(wrong(name, "must be a text"));
@@ -306,6 +313,17 @@ mod tests {
     fn a_query_parameter_that_comes_twice_is_refused() {
         let error = Fields::of_query("a=1&b=2&a=1").expect_err("refused");
         assert_eq!(error.public, "query parameter `a` is given twice");
+    }
+
+    #[test]
+    fn a_number_is_whole_whatever_its_form() {
+        let mut fields = body(r#"{"a":7,"b":7.0,"c":7.5,"d":1e300,"e":"7"}"#);
+        for name in ["a", "b"] {
+            assert_eq!(fields.take_int(name, 0..=9).expect("whole"), Some(7), "{name}");
+        }
+        for name in ["c", "d", "e"] {
+            assert!(fields.take_int(name, 0..=i64::MAX).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Operational routes (wire.md §6): health, readiness, metrics, and the document of all routes.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
 use serde_json::{Value, json};
@@ -44,6 +45,9 @@ pub(crate) fn readiness(app: &Arc<App>) -> Result<Reply> {
     let mut warnings = Vec::new();
     if app.counting.is_at_risk() {
         warnings.push("the counter file cannot be written: a crash now would lose counts");
+    }
+    if app.shared.unwritable.load(Ordering::Relaxed) {
+        warnings.push("the database cannot be written: changes are refused until it can");
     }
     Ok(Reply::ok(json!({ "status": "ready", "warnings": warnings })))
 }

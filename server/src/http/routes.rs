@@ -521,7 +521,7 @@ async fn earlier(
     key: &IdempotencyKey,
 ) -> Result<Option<Earlier>> {
     let mut conn = app.store.read().await?;
-    idempotency::earlier(&mut conn, env, key).await
+    idempotency::earlier(&mut conn, env, key, app.clock().now_us()).await
 }
 
 fn idempotency_key(

@@ -71,9 +71,7 @@ fn refuse(call: &Call, refused: Refused, client_id: Option<String>) -> Answer {
             Some(error.to_owned()),
         ));
     }
-    let mut answer = oauth(status, error, &description);
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
+    oauth(status, error, &description)
 }
 
 fn read(call: &Call, headers: &HeaderMap) -> Result<Asked, Refused> {

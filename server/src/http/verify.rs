@@ -225,7 +225,7 @@ pub(crate) async fn batch(call: Call) -> Result<Reply> {
     }
     let wrong = || fields::wrong("verifications", "must be a list of 1 to 100 verifications");
     let batch: Batch<'_> = serde_json::from_slice(&call.body).map_err(|_| wrong())?;
-    if !(1..=BATCH_MAX).contains(&batch.verifications.len()) {
+    if is_list(&call.body) || !(1..=BATCH_MAX).contains(&batch.verifications.len()) {
         return Err(wrong());
     }
     // All are read before the first is counted: a batch is answered as a whole or not at all.
@@ -248,7 +248,15 @@ pub(crate) async fn batch(call: Call) -> Result<Reply> {
     Ok(Reply::text("application/json", text).secret())
 }
 
+/// Whether a body is a JSON list, which would be read as the fields' values in their order.
+fn is_list(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"[")
+}
+
 fn parse(body: &[u8]) -> Result<(Asked<'_>, Option<IpAddr>)> {
+    if is_list(body) {
+        return Err(Error::invalid("BAD_BODY", "the body must be a JSON object"));
+    }
     // OK to drop serde's message: it can quote a value, and the value can be a secret.
     let asked: Asked<'_> = serde_json::from_slice(body).map_err(|error| {
         match error.classify() {

@@ -37,22 +37,25 @@ pub(crate) enum Earlier {
     Answered { status: u16, reply: String },
 }
 
-/// Looks for an earlier use of `key`.
+/// Looks for a use of `key` in the 24 hours before `now`.
 pub(crate) async fn earlier(
     conn: &mut Conn,
     env: EnvId,
     key: &IdempotencyKey,
+    now: i64,
 ) -> Result<Option<Earlier>> {
     type Row = (Vec<u8>, String, Option<i64>, Option<String>);
     let found = row!(
         conn,
         Row,
         "select body_hash, target_id, status, reply from idempotency_keys
-         where env_id = $1 and caller = $2 and call = $3 and idempotency_key = $4",
+         where env_id = $1 and caller = $2 and call = $3 and idempotency_key = $4
+               and created_at > $5",
         env.bytes().as_slice(),
         key.caller.as_str(),
         key.call.as_str(),
         key.key.as_str(),
+        now - LIFE_US,
     )?;
     Ok(found.map(|(hash, target, status, reply)| {
         if hash != key.body_hash {
@@ -66,8 +69,13 @@ pub(crate) async fn earlier(
 }
 
 /// Stops a change whose key was used before. The caller looks the earlier answer up again.
-pub(super) async fn refuse_replay(conn: &mut Conn, env: EnvId, key: &IdempotencyKey) -> Result<()> {
-    match earlier(conn, env, key).await? {
+pub(super) async fn refuse_replay(
+    conn: &mut Conn,
+    env: EnvId,
+    key: &IdempotencyKey,
+    now: i64,
+) -> Result<()> {
+    match earlier(conn, env, key, now).await? {
         None => Ok(()),
         Some(_) => Err(Error::conflict(
             "IDEMPOTENT_REPLAY",
@@ -76,7 +84,7 @@ pub(super) async fn refuse_replay(conn: &mut Conn, env: EnvId, key: &Idempotency
     }
 }
 
-/// Takes `key` in the transaction of its change.
+/// Takes `key` in the transaction of its change; what is left of a use that is forgotten gives way.
 pub(super) async fn reserve(
     conn: &mut Conn,
     env: EnvId,
@@ -88,7 +96,10 @@ pub(super) async fn reserve(
         conn,
         "insert into idempotency_keys
          (env_id, caller, call, idempotency_key, body_hash, target_id, created_at)
-         values ($1, $2, $3, $4, $5, $6, $7)",
+         values ($1, $2, $3, $4, $5, $6, $7)
+         on conflict (env_id, caller, call, idempotency_key) do update
+         set body_hash = excluded.body_hash, target_id = excluded.target_id,
+             created_at = excluded.created_at, status = null, reply = null",
         env.bytes().as_slice(),
         key.caller.as_str(),
         key.call.as_str(),
@@ -126,5 +137,5 @@ pub(crate) async fn keep_reply(
 /// Forgets keys older than 24 hours.
 pub(crate) async fn prune_any_environment(store: &Store, now: i64) -> Result<u64> {
     let mut conn = store.side().await?;
-    run!(&mut conn, "delete from idempotency_keys where created_at < $1", now - LIFE_US)
+    run!(&mut conn, "delete from idempotency_keys where created_at <= $1", now - LIFE_US)
 }

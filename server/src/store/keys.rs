@@ -462,7 +462,7 @@ pub(crate) async fn supersede_secrets(
     )?;
     run!(
         conn,
-        "update api_keys set key_prefix = $3, key_suffix = $4, imported = 0, changed_seq = $5
+        "update api_keys set key_prefix = $3, key_suffix = $4, changed_seq = $5
          where env_id = $1 and key_id = $2",
         env.bytes().as_slice(),
         id.bytes().as_slice(),

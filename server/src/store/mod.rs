@@ -15,7 +15,7 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, PgPool, Postgres, Sqlite, SqlitePool};
+use sqlx::{ConnectOptions, Connection, PgPool, Postgres, Sqlite, SqlitePool};
 
 use crate::clock::{Clock, Entropy};
 use crate::error::{Error, Result};
@@ -311,7 +311,6 @@ async fn open_sqlite(path: &Path, create: bool) -> Result<Pools> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(create)
-        .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(false)
@@ -319,6 +318,8 @@ async fn open_sqlite(path: &Path, create: bool) -> Result<Pools> {
         .pragma("mmap_size", "67108864")
         .statement_cache_capacity(200)
         .disable_statement_logging();
+    refuse_foreign_file(path, &options).await?;
+    let options = options.journal_mode(SqliteJournalMode::Wal);
     // Changes touch pages all over the file, because digests are random. 32 MiB of them are kept
     // and the log goes back into the file every 8,000 pages of 4 KiB instead of every 1,000, so
     // that a page which changes often is written there once. What the log holds is as durable.
@@ -326,7 +327,7 @@ async fn open_sqlite(path: &Path, create: bool) -> Result<Pools> {
         options.clone().pragma("cache_size", "-32768").pragma("wal_autocheckpoint", "8000");
     let write = SqlitePoolOptions::new().max_connections(2).connect_lazy_with(writing);
     // The first connection switches the file to WAL, which readers alone could not.
-    drop(write.acquire().await.map_err(failed)?);
+    drop(write.acquire().await.map_err(|cause| cannot_open(path, cause))?);
     let read = SqlitePoolOptions::new().max_connections(READERS_MAX).connect_lazy_with(options);
     Ok(Pools::Sqlite { read, write })
 }
@@ -350,8 +351,49 @@ async fn open_postgres(url: &ServerUrl) -> Result<Pools> {
         .max_connections(READERS_MAX)
         .acquire_timeout(acquire)
         .connect_lazy_with(options);
-    drop(write.acquire().await.map_err(failed)?);
+    drop(write.acquire().await.map_err(|cause| cannot_connect(url, cause))?);
     Ok(Pools::Postgres { read, write })
+}
+
+/// Refuses a file with somebody else's tables, before its journal mode is changed.
+async fn refuse_foreign_file(path: &Path, options: &SqliteConnectOptions) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut conn = options.connect().await.map_err(|cause| cannot_open(path, cause))?;
+    let tables = "select count(*), coalesce(sum(name = 'meta'), 0) from sqlite_master
+                  where type = 'table'";
+    let found = sqlx::query_as::<_, (i64, i64)>(tables).fetch_one(&mut conn).await;
+    // OK to ignore: nothing was written.
+    let _ = conn.close().await;
+    match found.map_err(|cause| cannot_open(path, cause))? {
+        (1.., 0) => Err(schema::foreign()),
+        _ => Ok(()),
+    }
+}
+
+/// Why an SQLite file could not be opened, with its name.
+fn cannot_open(path: &Path, cause: sqlx::Error) -> Error {
+    let failure = failed(cause);
+    // Opening writes beside the file, so that a folder which cannot be written looks like a file
+    // which cannot be opened.
+    let folder = path.parent().unwrap_or(path);
+    let why = match rustix::fs::access(folder, rustix::fs::Access::WRITE_OK) {
+        Err(why) => format!("the folder cannot be written ({})", std::io::Error::from(why).kind()),
+        Ok(()) if failure.kind == crate::error::Kind::Internal => "it cannot be opened".to_owned(),
+        Ok(()) => failure.public.clone(),
+    };
+    Error { public: format!("{}: {why}", path.display()), ..failure }
+}
+
+/// Why a server's database could not be reached, with its address and without a password.
+fn cannot_connect(url: &ServerUrl, cause: sqlx::Error) -> Error {
+    let public = match &cause {
+        // The server's own sentence: no such database, no such role, a wrong password.
+        sqlx::Error::Database(e) => format!("the database at {url:?} says: {}", e.message()),
+        _ => format!("the database at {url:?} does not answer"),
+    };
+    Error::unavailable(public).because(cause)
 }
 
 /// What a failed statement means to the one who asked.
@@ -359,7 +401,7 @@ async fn open_postgres(url: &ServerUrl) -> Result<Pools> {
 /// A broken constraint is a `Conflict` that carries the constraint's name in `public`, to be told
 /// in words by the caller (see [`breaks`]); a full or absent database is `Unavailable`.
 pub(crate) fn failed(cause: sqlx::Error) -> Error {
-    let unavailable = match &cause {
+    let public = match &cause {
         sqlx::Error::Database(e) if e.is_unique_violation() => {
             let name = match e.constraint() {
                 Some(name) => name.to_owned(),
@@ -367,24 +409,47 @@ pub(crate) fn failed(cause: sqlx::Error) -> Error {
             };
             return Error::conflict("CONSTRAINT", name).because(cause);
         }
-        // SQLite: busy, locked, read-only, I/O error, corrupt, full, cannot open.
-        // PostgreSQL: connection, shutdown, resources, read-only, serialization, idle timeout.
-        sqlx::Error::Database(e) => e.code().is_some_and(|code| {
-            let sqlite =
-                matches!(code.parse::<u32>().map(|c| c & 0xff), Ok(5 | 6 | 8 | 10 | 11 | 13 | 14));
-            let class = code.get(..2).unwrap_or("");
-            (code.len() < 5 && sqlite)
-                || matches!(class, "08" | "53" | "57" | "58" | "25" | "40" | "55")
-        }),
+        sqlx::Error::Database(e) => e.code().and_then(|code| state(&code)),
         other => {
             let text = other.to_string();
-            !(text.contains("decoding") || text.contains("column"))
+            let ours = text.contains("decoding") || text.contains("column");
+            (!ours).then_some(SILENT)
         }
     };
-    if unavailable {
-        Error::unavailable("the database does not answer; try again").because(cause)
-    } else {
-        Error::internal(cause)
+    match public {
+        Some(public) => Error::unavailable(public).because(cause),
+        None => Error::internal(cause),
+    }
+}
+
+const SILENT: &str = "the database does not answer; try again";
+
+/// What state of the database an error's code tells of; `None` for a defect of ours.
+///
+/// SQLite's codes are numbers whose low byte is the kind (sqlite.org/rescode.html), PostgreSQL's
+/// are five characters of which the first two are the class (its manual, appendix A).
+fn state(code: &str) -> Option<&'static str> {
+    let read_only = "the database cannot be written: it is on a read-only disk, closed to this \
+                     account, or a standby";
+    let full = "the database cannot be written: the disk is full";
+    if code.len() < 5 {
+        return match code.parse::<u32>().ok()? & 0xff {
+            // Busy, locked, cannot open.
+            5 | 6 | 14 => Some(SILENT),
+            8 => Some(read_only),
+            10 => Some("the database's file cannot be read or written: the disk fails or is full"),
+            11 => Some("the database's file is damaged; restore a backup"),
+            13 => Some(full),
+            26 => Some("the database's file is not an SQLite database"),
+            _ => None,
+        };
+    }
+    match code.get(..2)? {
+        _ if code == "25006" => Some(read_only),
+        _ if code == "53100" => Some(full),
+        // Connection, shutdown, resources, system, transaction state, serialization, locks.
+        "08" | "53" | "57" | "58" | "25" | "40" | "55" => Some(SILENT),
+        _ => None,
     }
 }
 

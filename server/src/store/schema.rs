@@ -75,7 +75,10 @@ pub(crate) async fn bring_up(store: &Store) -> Result<()> {
 
 async fn apply(conn: &mut Conn, store: &Store) -> Result<()> {
     let from = match found(conn).await? {
-        Found::Nothing => 0,
+        Found::Nothing => {
+            refuse_foreign_tables(conn).await?;
+            0
+        }
         Found::Version(version) if version > VERSION => {
             return Err(Error::invalid(
                 "NEWER_STORE",
@@ -106,6 +109,28 @@ async fn apply(conn: &mut Conn, store: &Store) -> Result<()> {
         set_meta(conn, "schema_version", &VERSION.to_string()).await?;
     }
     Ok(())
+}
+
+/// Refuses a database that somebody else uses: ours would be in their way, and theirs in ours.
+async fn refuse_foreign_tables(conn: &mut Conn) -> Result<()> {
+    let tables = match conn {
+        Conn::Sqlite(_) => {
+            row!(conn, (i64,), "select count(*) from sqlite_master where type = 'table'")
+        }
+        Conn::Postgres(_) => row!(
+            conn,
+            (i64,),
+            "select count(*) from information_schema.tables
+             where table_schema = current_schema() and table_type = 'BASE TABLE'",
+        ),
+    }?;
+    if tables.is_some_and(|(count,)| count > 0) { Err(foreign()) } else { Ok(()) }
+}
+
+/// That the database is somebody else's.
+pub(super) fn foreign() -> Error {
+    let public = "this database holds tables that are not Keyward's; use an empty database";
+    Error::invalid("FOREIGN_DATABASE", public)
 }
 
 /// A single value of the store's own.

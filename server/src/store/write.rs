@@ -13,8 +13,10 @@
 //! PostgreSQL ends a transaction that its client has forgotten.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use keyward_core::{ApiId, EnvId, KeyId, OrgCode, UserId};
@@ -213,7 +215,7 @@ impl Store {
                 Box::pin(async move {
                     let replayed = context.idempotency.as_ref();
                     if let Some(key) = replayed {
-                        idempotency::refuse_replay(&mut tx.conn, env, key).await?;
+                        idempotency::refuse_replay(&mut tx.conn, env, key, tx.now).await?;
                     }
                     let outcome = change(tx).await?;
                     if let Some(key) = replayed {
@@ -399,7 +401,8 @@ impl Writer {
 async fn run_one(tx: &mut Tx, job: Job, tells: &mut VecDeque<Tell>) -> Result<()> {
     tx.conn.raw("savepoint change").await?;
     let (changes, audits, head) = (tx.changes.len(), tx.audits.len(), tx.head);
-    let ran = job(tx).await;
+    // A defect in one change must not end the task that makes all others.
+    let ran = unwinding(job(tx)).await?;
     tells.push_back(ran.tell);
     if !ran.keep {
         tx.changes.truncate(changes);
@@ -408,6 +411,19 @@ async fn run_one(tx: &mut Tx, job: Job, tells: &mut VecDeque<Tell>) -> Result<()
         tx.conn.raw("rollback to savepoint change").await?;
     }
     Ok(())
+}
+
+/// Runs `step` to its end, or to its panic, which becomes an error. Whoever waits for it is told
+/// that nothing was changed, which is true: the batch is rolled back.
+async fn unwinding<T>(mut step: Step<'_, T>) -> Result<T> {
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| step.as_mut().poll(context)));
+        match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(_) => Poll::Ready(Err(Error::internal("a change panicked"))),
+        }
+    })
+    .await
 }
 
 async fn commit(tx: &mut Tx, node: [u8; 16]) -> Result<()> {

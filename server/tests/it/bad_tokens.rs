@@ -168,6 +168,7 @@ on_both_engines! {
         let still = environments::remove_signing_key(&app.store, env, &context, old_kid.clone());
         assert_eq!(still.await.expect_err("it signs").code, "NOT_FOUND");
         let secrets = app.keyring.secrets();
+        world.pass_seconds(1).await;
         let rotated =
             environments::rotate_signing_key(&app.store, env, &context, &secrets).await;
         let rotated = rotated.expect("rotated");

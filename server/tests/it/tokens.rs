@@ -223,8 +223,9 @@ on_both_engines! {
         let path = format!("/applications/{id}/secret");
         let rotated = world.post(&path, json!({ "grace_period_seconds": 60 })).await;
         assert_eq!(rotated.headers["cache-control"], "no-store");
-        let rotated = rotated.expect(201)["application"].take();
+        let mut rotated = rotated.expect(201);
         assert_eq!(rotated["previous_secret_expires_on"], "2026-11-22T21:25:03.512Z");
+        let rotated = rotated["application"].take();
         let second = rotated["client_secret"].as_str().expect("a secret").to_owned();
         let status = async |secret: &str| world.ask_token(&id, secret, &[]).await.status.as_u16();
         assert_eq!((status(&first).await, status(&second).await), (200, 200));

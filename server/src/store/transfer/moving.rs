@@ -55,7 +55,7 @@ pub(crate) async fn move_store(
     entropy: Entropy,
     progress: &Progress,
 ) -> Result<MoveReport> {
-    let _lock = folder.lock()?;
+    let _lock = folder.lock_soon().await?;
     let source = Store::open(from, false, clock, entropy).await?;
     let moved = async {
         check_source(&source, to, progress).await?;

@@ -100,7 +100,7 @@ pub(crate) async fn restore(
     progress: &Progress,
 ) -> Result<RestoreReport> {
     let folder = Folder::create(target.folder.path())?;
-    let _lock = folder.lock()?;
+    let _lock = folder.lock_soon().await?;
     // The lock makes this name ours; a file of this name is left of a restore that was killed.
     let scratch = folder.path().join("restore.partial");
     remove_database(&scratch);

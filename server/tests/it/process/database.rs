@@ -1,8 +1,10 @@
 //! A database that goes away while a server runs: verification goes on for as long as the lease
 //! lasts and not longer, writes answer 503, nothing is half done, and all comes back by itself.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::*;
 
@@ -248,6 +250,108 @@ fn without_postgresql_verification_goes_on_for_the_lease_and_all_comes_back_by_i
     let process = site.serve();
     let now = process.verify(&token, &key.secret).json()["verification_count"].as_u64();
     assert_eq!(now, count);
+}
+
+/// Stands between a server and its database, and can fall silent without a word to either: what
+/// a cut network looks like.
+struct Passage {
+    port: u16,
+    silent: Arc<AtomicBool>,
+    /// Connections of an earlier life stay silent for ever.
+    life: Arc<AtomicU64>,
+}
+
+impl Passage {
+    fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let passage = Self {
+            port: listener.local_addr().expect("an address").port(),
+            silent: Arc::default(),
+            life: Arc::default(),
+        };
+        let (silent, life) = (Arc::clone(&passage.silent), Arc::clone(&passage.life));
+        // Ends with the process; nothing waits for it.
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let far = TcpStream::connect(("127.0.0.1", port)).expect("a database");
+                let born = life.load(Ordering::Relaxed);
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let mut from = from.try_clone().expect("a socket");
+                    let mut to = to.try_clone().expect("a socket");
+                    let (silent, life) = (Arc::clone(&silent), Arc::clone(&life));
+                    std::thread::spawn(move || {
+                        let mut piece = [0; 16_384];
+                        while let Ok(length @ 1..) = from.read(&mut piece) {
+                            let cut = silent.load(Ordering::Relaxed)
+                                || life.load(Ordering::Relaxed) != born;
+                            if !cut && to.write_all(&piece[..length]).is_err() {
+                                break;
+                            }
+                        }
+                    });
+                }
+            }
+        });
+        passage
+    }
+
+    fn cut(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+        self.life.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn heal(&self) {
+        self.life.fetch_add(1, Ordering::Relaxed);
+        self.silent.store(false, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_network_that_is_cut_without_a_word_is_noticed_and_another_connection_is_made() {
+    let direct = block_on(fresh_postgres());
+    let (front, name) = direct.rsplit_once('/').expect("a database");
+    let (front, port) = front.rsplit_once(':').expect("a port");
+    let passage = Passage::to(port.parse().expect("a number"));
+    let mut site = Site::with_database(Some(format!("{front}:{}/{name}", passage.port)));
+    let process = site.serve_with(&["--lease", "strict"]);
+    let token = site.token(&process);
+    // Commands go to the database directly.
+    site.database = Some(direct.clone());
+    site.api();
+    let (key, other) = (site.key("ann"), site.key("bob"));
+    let mut wire = process.wire();
+    let mut ask = |key: &Key| wire.verify(&token, &key.secret).expect("an answer");
+    assert!(ask(&key).is_valid() && ask(&other).is_valid());
+    passage.cut();
+    let began = Instant::now();
+    // Nobody can tell the server, so the command waits for the lease, and is right to return then.
+    site.json(&["key", "revoke", &key.id]);
+    let waited = began.elapsed();
+    assert!(waited < Duration::from_secs(8), "{waited:?}");
+    assert_eq!(ask(&key).status, 503);
+    passage.heal();
+    let began = Instant::now();
+    until("the server is fresh again", || {
+        let reply = ask(&key);
+        assert!(reply.status == 503 || reply.verdict() == "API_KEY_REVOKED", "{}", reply.body);
+        (reply.status == 200).then_some(())
+    });
+    let fresh = began.elapsed();
+    assert!(fresh < Duration::from_secs(10), "{fresh:?}");
+    assert!(ask(&other).is_valid());
+    // Writing comes back too, and what the server does is heard of by others at once again.
+    until("writing is back", || {
+        let body = "{\"name\":\"more\",\"audience\":\"https://more.example\"}";
+        let reply = process.wire().ask("POST", "/api/v1/apis", Some(&token), body);
+        (reply.expect("an answer").status != 503).then_some(())
+    });
+    let writing = began.elapsed();
+    println!("the command waited {waited:?}; fresh after {fresh:?}, writing after {writing:?}");
+    let began = Instant::now();
+    site.json(&["key", "revoke", &other.id]);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(ask(&other).verdict(), "API_KEY_REVOKED");
+    process.terminate();
 }
 
 /// Another program that holds SQLite's write lock: verification does not notice.

@@ -234,34 +234,34 @@ impl Site {
 
     /// The first column of the first row of a query.
     fn number(&self, sql: &'static str) -> i64 {
-        use sqlx::{Connection, PgConnection, SqliteConnection};
-        block_on(async {
-            if let Some(url) = &self.database {
-                let mut conn = PgConnection::connect(url).await.expect("connects");
-                sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut conn).await
-            } else {
-                let path = format!("sqlite:{}", self.folder.join("keyward.db").display());
-                let mut conn = SqliteConnection::connect(&path).await.expect("opens");
-                sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut conn).await
-            }
-        })
-        .expect("a number")
+        self.column(sql).first().copied().expect("a row")
     }
 
-    /// The first column of every row of a query that returns bytes.
-    fn blobs(&self, sql: &'static str) -> Vec<Vec<u8>> {
+    /// The first column of every row of a query.
+    fn column<T>(&self, sql: &'static str) -> Vec<T>
+    where
+        T: Send + Unpin,
+        (T,): for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
+        (T,): for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow>,
+    {
         use sqlx::{Connection, PgConnection, SqliteConnection};
-        block_on(async {
+        let rows: Vec<(T,)> = block_on(async {
             if let Some(url) = &self.database {
-                let mut conn = PgConnection::connect(url).await.expect("connects");
-                sqlx::query_scalar::<_, Vec<u8>>(sql).fetch_all(&mut conn).await
+                let mut conn = PgConnection::connect(url).await?;
+                let rows = sqlx::query_as(sql).fetch_all(&mut conn).await;
+                conn.close().await?;
+                rows
             } else {
                 let path = format!("sqlite:{}", self.folder.join("keyward.db").display());
-                let mut conn = SqliteConnection::connect(&path).await.expect("opens");
-                sqlx::query_scalar::<_, Vec<u8>>(sql).fetch_all(&mut conn).await
+                let mut conn = SqliteConnection::connect(&path).await?;
+                let rows = sqlx::query_as(sql).fetch_all(&mut conn).await;
+                // Closed here, so that its end changes no file later on.
+                conn.close().await?;
+                rows
             }
         })
-        .expect("rows")
+        .expect("rows");
+        rows.into_iter().map(|(value,)| value).collect()
     }
 }
 
