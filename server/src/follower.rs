@@ -22,7 +22,9 @@ use crate::error::{Error, Result};
 use crate::lease::{Asked, Lease};
 use crate::progress::Progress;
 use crate::secrets::Keyring;
-use crate::store::{Conn, Store, Touched, Unfinished, apis, changes, counts, keys, nodes, owners, schema};
+use crate::store::{
+    Conn, Store, Touched, Unfinished, apis, changes, counts, keys, nodes, owners, schema,
+};
 
 /// How often the store is asked for changes of other processes. The command line's changes must be
 /// followed within 100 ms; asking an idle store costs about 50 µs.

@@ -19,6 +19,7 @@ pub(crate) mod json;
 pub(crate) mod jwt;
 pub(crate) mod keys;
 pub(crate) mod listen;
+pub(crate) mod once;
 pub(crate) mod operational;
 pub(crate) mod organizations;
 pub(crate) mod page;

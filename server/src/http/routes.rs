@@ -12,25 +12,23 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use hyper::{HeaderMap, Method, Request, StatusCode};
-use serde_json::{Value, json};
 
 use super::auth::{self, Caller, Connection};
 use super::body::Unreadable;
-use super::call::{Answer, Call, Reply, json_answer, json_text};
+use super::call::{Answer, Call, Reply};
 use super::fields::Fields;
 use super::{
-    apis, applications, body, discovery, error, keys, operational, organizations, token, users,
-    verify,
+    apis, applications, body, discovery, error, keys, once, operational, organizations, token,
+    users, verify,
 };
 use crate::App;
 use crate::directory::Tenant;
 use crate::error::{Error, Kind, Result};
-use crate::ops::{Action, Actor, Context, IdempotencyKey};
+use crate::ops::{Action, Actor, Context};
 use crate::scope::Scope::{self, *};
 use crate::store::audit::NewRecord;
-use crate::store::idempotency::{self, Earlier};
 
-type Answering = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
+pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
 
 /// Who may ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -352,7 +350,7 @@ async fn run(
         Handler::Token => token::issue(call, request.headers).await,
         Handler::Verify => error::plain(StatusCode::NOT_FOUND, "NOT_FOUND", "no such route"),
         Handler::Call(handler) if route.is_write() => {
-            write(route, handler, call, request.headers).await
+            once::write(route, handler, call, request.headers).await
         }
         Handler::Call(handler) => finish(handler(call).await),
     }
@@ -457,7 +455,8 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     media_type.trim().eq_ignore_ascii_case("application/json")
 }
 
-fn finish(result: Result<Reply>) -> Answer {
+/// The handler's result as an answer; a failure of ours is logged here, once.
+pub(super) fn finish(result: Result<Reply>) -> Answer {
     match result {
         Ok(reply) => reply.into_answer(),
         Err(failure) => {
@@ -465,131 +464,6 @@ fn finish(result: Result<Reply>) -> Answer {
                 tracing::error!(cause = failure.chain(), "a request failed: {failure}");
             }
             error::answer(&failure)
-        }
-    }
-}
-
-/// Carries out a write, once for each idempotency key.
-async fn write(
-    route: &Route,
-    handler: fn(Call) -> Answering,
-    mut call: Call,
-    headers: &HeaderMap,
-) -> Answer {
-    let key = match idempotency_key(route, &call, headers) {
-        Ok(key) => key,
-        Err(refused) => return error::answer(&refused),
-    };
-    let Some(key) = key else {
-        // A task of its own: a caller who hangs up must not leave a change unacknowledged half-way.
-        return finish(detached(handler(call)).await);
-    };
-    let (app, env) = (Arc::clone(&call.app), call.env);
-    match earlier(&app, env, &key).await {
-        Ok(None) => {}
-        Ok(Some(earlier)) => return replay(&app, route, &earlier, env, &key).await,
-        Err(failure) => return finish(Err(failure)),
-    }
-    call.context.idempotency = Some(key.clone());
-    match detached(handler(call)).await {
-        Err(again) if again.code == "IDEMPOTENT_REPLAY" => match earlier(&app, env, &key).await {
-            Ok(Some(earlier)) => replay(&app, route, &earlier, env, &key).await,
-            Ok(None) => finish(Err(again)),
-            Err(failure) => finish(Err(failure)),
-        },
-        Ok(reply) => {
-            if !reply.is_secret {
-                let (status, text) = (reply.status.as_u16(), reply.body.to_string());
-                let kept = idempotency::keep_reply(&app.store, env, &key, status, &text).await;
-                if let Err(error) = kept {
-                    tracing::warn!(cause = error.chain(), "a reply could not be kept for repeats");
-                }
-            }
-            reply.into_answer()
-        }
-        Err(failure) => finish(Err(failure)),
-    }
-}
-
-async fn detached(handling: Answering) -> Result<Reply> {
-    tokio::spawn(handling).await.unwrap_or_else(|panic| Err(Error::internal(panic)))
-}
-
-async fn earlier(
-    app: &App,
-    env: keyward_core::EnvId,
-    key: &IdempotencyKey,
-) -> Result<Option<Earlier>> {
-    let mut conn = app.store.read().await?;
-    idempotency::earlier(&mut conn, env, key, app.clock().now_us()).await
-}
-
-fn idempotency_key(
-    route: &Route,
-    call: &Call,
-    headers: &HeaderMap,
-) -> Result<Option<IdempotencyKey>> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
-    let text = value.to_str().ok().filter(|text| {
-        (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
-    });
-    let Some(text) = text else {
-        let public = "`Idempotency-Key` must be 1 to 255 visible ASCII characters without spaces";
-        return Err(Error::invalid("BAD_IDEMPOTENCY_KEY", public));
-    };
-    let caller = match &call.context.actor {
-        Actor::Application(app) => app.to_string(),
-        Actor::Operator(name) => name.clone(),
-        Actor::System | Actor::Stranger => String::new(),
-    };
-    let path: Vec<&str> = call.parameters.iter().map(|(_, value)| value.as_str()).collect();
-    let call_name =
-        format!("{} {} {} {}", route.method, route.path, path.join(" "), call.query_text);
-    let digest = keyward_core::sha256(&call.body);
-    let body_hash = *digest.bytes();
-    Ok(Some(IdempotencyKey { caller, call: call_name, key: text.to_owned(), body_hash }))
-}
-
-/// What a repeated write is told.
-async fn replay(
-    app: &App,
-    route: &Route,
-    earlier: &Earlier,
-    env: keyward_core::EnvId,
-    key: &IdempotencyKey,
-) -> Answer {
-    // The first answer waited until its change was in force, and so must every other.
-    let applied = *app.shared.applied.borrow();
-    tracing::debug!(applied, caller = key.caller, %env, "a write was repeated");
-    match earlier {
-        Earlier::OtherBody => error::plain(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "IDEMPOTENCY_KEY_REUSED",
-            "this Idempotency-Key was used with another body",
-        ),
-        Earlier::Answered { status, reply } => {
-            let seq =
-                serde_json::from_str::<Value>(reply).ok().and_then(|v| v.get("seq")?.as_i64());
-            if let Some(seq) = seq
-                && let Err(error) = app.settle(seq, crate::lease::Settle::Narrowing).await
-            {
-                return error::answer(&error);
-            }
-            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::OK);
-            json_text(status, reply.clone())
-        }
-        Earlier::Done { target } => {
-            let message = "this request was carried out before; its reply held a secret, which \
-                           is shown only once, or is not ready yet";
-            let one = json!({ "code": "IDEMPOTENT_REPLAY", "message": message });
-            let mut body = json!({ "errors": [one] });
-            // What those replies name that hold a secret; others can be asked for again.
-            if target.starts_with("api_key_") {
-                body["api_key"] = json!({ "id": target });
-            } else if route.path.starts_with("/api/v1/applications") {
-                body["application"] = json!({ "id": target });
-            }
-            json_answer(StatusCode::CONFLICT, &body)
         }
     }
 }

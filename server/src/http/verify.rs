@@ -258,8 +258,8 @@ fn parse(body: &[u8]) -> Result<(Asked<'_>, Option<IpAddr>)> {
         return Err(Error::invalid("BAD_BODY", "the body must be a JSON object"));
     }
     // OK to drop serde's message: it can quote a value, and the value can be a secret.
-    let asked: Asked<'_> = serde_json::from_slice(body).map_err(|error| {
-        match error.classify() {
+    let asked: Asked<'_> =
+        serde_json::from_slice(body).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => {
                 let (line, column) = (error.line(), error.column());
                 let public = format!(
@@ -271,8 +271,7 @@ fn parse(body: &[u8]) -> Result<(Asked<'_>, Option<IpAddr>)> {
             serde_json::error::Category::Io
             | serde_json::error::Category::Syntax
             | serde_json::error::Category::Eof => fields::not_json(&error),
-        }
-    })?;
+        })?;
     let address = match &asked.ip {
         None => None,
         Some(Text(text)) => {

@@ -44,7 +44,8 @@ pub struct Key {
     pub revoked_at: Option<i64>,
     /// Why it was revoked.
     pub revoke_reason: Option<String>,
-    /// Whether its secret was made elsewhere.
+    /// Whether it came with a secret made elsewhere. A rotation does not change that: the former
+    /// secret is still looked up, to be told from a guess.
     pub imported: bool,
     /// The first six characters of its secret.
     pub key_prefix: String,

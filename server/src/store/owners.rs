@@ -28,8 +28,8 @@ pub(crate) use organizations::{
 };
 pub use users::{User, UserFilter};
 pub(crate) use users::{
-    delete_user, find_user, insert_user, register_user, register_users, restore_user, update_user, users_among,
-    users_page,
+    delete_user, find_user, insert_user, register_user, register_users, restore_user, update_user,
+    users_among, users_page,
 };
 
 /// Most ids in one statement that names them one by one.

@@ -258,12 +258,15 @@ on_both_engines! {
             assert!(["BAD_FIELD", "UNKNOWN_KEY"].contains(&code.as_str()), "{code}");
             assert!(message.starts_with("`starting_after`"), "{message}");
         }
+        for bad in ["org_none", "a%20b", "%F0%9F%98%80"] {
+            let answer = world.get(&format!("/api_keys?org_code={bad}")).await;
+            let message = "`org_code`: there is no such organization";
+            assert_eq!(answer.refused(400), told("UNKNOWN_ORGANIZATION", message));
+        }
         for (query, message) in [
             ("key_type=robot", "`key_type` must be organization or user"),
             ("status=asleep", "`status` must be active, inactive or revoked"),
             ("api_id=x", "`api_id` must be the id of an API"),
-            ("org_code=none", "`org_code` must be the code of an organization"),
-            ("org_code=a%20b", "`org_code` must be the code of an organization"),
             ("expiring_before=x", "`expiring_before` must be a time such as 2026-11-22T21:24:03Z"),
         ] {
             let answer = world.get(&format!("/api_keys?{query}")).await;

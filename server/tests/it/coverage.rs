@@ -96,14 +96,20 @@ async fn objects(world: &World, number: usize) -> Objects {
         scope: text(&scopes["scopes"][0]["id"]),
         management: text(&management["id"]),
         management_scope: text(&management["scopes"][0]["id"]),
-        api, application, key, secret, org, user,
+        api,
+        application,
+        key,
+        secret,
+        org,
+        user,
     }
 }
 
 /// A good request to `route` about `o`: its path and its body.
 fn example(route: &Route, o: &Objects, number: usize) -> (String, Option<Value>) {
     let grants = route.path.contains("/applications/{application_id}/scopes");
-    let (api, scope) = if grants { (&o.management, &o.management_scope) } else { (&o.api, &o.scope) };
+    let (api, scope) =
+        if grants { (&o.management, &o.management_scope) } else { (&o.api, &o.scope) };
     let mut path = route
         .path
         .replace("{key_id}", &o.key)

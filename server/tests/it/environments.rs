@@ -5,8 +5,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
 use keyward::lease::Settle;
-use keyward::ops::environments::{self, Founded, NewEnvironment};
 use keyward::ops::Context;
+use keyward::ops::environments::{self, Founded, NewEnvironment};
 use keyward_core::{Prefix, sha256};
 use serde_json::{Value, json};
 
@@ -278,8 +278,8 @@ on_both_engines! {
                 "UNKNOWN_ORGANIZATION",
             ),
             (("GET", format!("/api_keys?starting_after={key}")), None, "UNKNOWN_KEY"),
-            (("GET", format!("/api_keys?api_id={api}")), None, "BAD_FIELD"),
-            (("GET", "/api_keys?org_code=org_acme".to_owned()), None, "BAD_FIELD"),
+            (("GET", format!("/api_keys?api_id={api}")), None, "UNKNOWN_API"),
+            (("GET", "/api_keys?org_code=org_acme".to_owned()), None, "UNKNOWN_ORGANIZATION"),
             (("GET", "/user?id=kp_1".to_owned()), None, "UNKNOWN_USER"),
             (("DELETE", "/user?id=kp_1".to_owned()), None, "UNKNOWN_USER"),
             (("GET", "/organization?code=org_acme".to_owned()), None, "UNKNOWN_ORGANIZATION"),

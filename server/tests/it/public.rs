@@ -12,8 +12,7 @@ use crate::world::{Answer, World, on_both_engines};
 async fn open(world: &World) {
     let app = world.app();
     let env = app.shared.directory.load().by_host("keys.test").expect("one").row.env;
-    let patch =
-        EnvironmentPatch { public_verification: Some(true), ..EnvironmentPatch::default() };
+    let patch = EnvironmentPatch { public_verification: Some(true), ..EnvironmentPatch::default() };
     let done = environments::update(&app.store, env, &Context::system("test"), patch).await;
     app.settle(done.expect("changed").seq, Settle::Narrowing).await.expect("in force");
 }

@@ -213,8 +213,7 @@ impl World {
             None => {
                 let options =
                     sqlx::sqlite::SqliteConnectOptions::new().filename(self.database_file());
-                let mut c =
-                    sqlx::SqliteConnection::connect_with(&options).await.expect("the file");
+                let mut c = sqlx::SqliteConnection::connect_with(&options).await.expect("the file");
                 sqlx::query_as(sql).fetch_all(&mut c).await.expect("rows")
             }
             Some(url) => {

@@ -18,7 +18,7 @@ use sqlx::{ConnectOptions, Connection};
 
 use super::copying::{self, Sum, rows_in};
 use super::tables::TABLES;
-use super::{close, refuse_if_moved};
+use super::{close, refuse_if_moved, widen_cache};
 use crate::clock::rfc3339;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -145,6 +145,7 @@ async fn fill(store: &Store, partial: &Path, progress: &Progress) -> Result<(i64
     let filled = async {
         schema::bring_up(&target).await?;
         let mut to = target.side().await?;
+        widen_cache(&mut to).await?;
         to.raw("begin immediate").await?;
         copying::clear(&mut to, TABLES.iter()).await?;
         let mut from = store.read().await?;

@@ -18,7 +18,9 @@ use super::backup::{remove_database, with_suffix};
 use super::copying::{self, rows_in};
 use super::restore::{make_private, rename_database};
 use super::tables::TABLES;
-use super::{MOVED_TO, begin_exclusive, close, place, refuse_if_moved, refuse_running_server};
+use super::{
+    MOVED_TO, begin_exclusive, close, place, refuse_if_moved, refuse_running_server, widen_cache,
+};
 use crate::clock::{Clock, Entropy, rfc3339};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
@@ -138,6 +140,7 @@ async fn carry(
     }
     begin_snapshot_alone(&mut from).await?;
     let carried = async {
+        widen_cache(&mut into).await?;
         begin_exclusive(&mut into).await?;
         let report = copy_and_compare(&mut from, &mut into, to, progress).await?;
         schema::unset_meta(&mut into, MOVED_TO).await?;

@@ -26,7 +26,7 @@ use super::backup::{
 use super::copying::{self, Sum, rows_in};
 use super::narrowing::{self, Kept};
 use super::tables::TABLES;
-use super::{begin_exclusive, close, refuse_if_moved, refuse_running_server};
+use super::{begin_exclusive, close, refuse_if_moved, refuse_running_server, widen_cache};
 use crate::clock::{Clock, Entropy, rfc3339};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
@@ -317,6 +317,7 @@ impl Restore<'_> {
             refuse_running_server(store, self.progress).await?;
         }
         let kept_before = kept_at.exists();
+        widen_cache(&mut conn).await?;
         begin_exclusive(&mut conn).await?;
         let replaced = async {
             let replaced = self.keep(&mut from, &mut conn, store, secrets, kept_at).await?;

@@ -51,12 +51,19 @@ impl Heard {
 
 /// Asks `question` over and over on one connection until the server dies or no questions are
 /// `left`; one at a time, so that at most one is in flight.
-fn ask_on(address: SocketAddr, question: &Question, left: &AtomicU64, answered: &AtomicU64) -> Heard {
+fn ask_on(
+    address: SocketAddr,
+    question: &Question,
+    left: &AtomicU64,
+    answered: &AtomicU64,
+) -> Heard {
     let mut heard = Heard::default();
     let Ok(mut wire) = Wire::connect(address) else { return heard };
     let mut count_before = 0;
     let name = (question.about.clone(), question.code);
-    while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    while left
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+        .is_ok()
     {
         let Ok(reply) = wire.send(&question.request) else {
             *heard.in_flight.entry(name).or_default() += 1;
@@ -83,7 +90,12 @@ fn ask_on(address: SocketAddr, question: &Question, left: &AtomicU64, answered: 
 
 /// Puts every question on a connection of its own. With `fatal`, the server is killed once the
 /// answers are that many, in the middle of others; without, it lives and `left` ends it.
-fn load(process: Process, questions: &[Question], answers: u64, fatal: bool) -> (Heard, Option<Process>) {
+fn load(
+    process: Process,
+    questions: &[Question],
+    answers: u64,
+    fatal: bool,
+) -> (Heard, Option<Process>) {
     let left = Arc::new(AtomicU64::new(if fatal { u64::MAX } else { answers }));
     let answered = Arc::new(AtomicU64::new(0));
     let threads: Vec<_> = questions

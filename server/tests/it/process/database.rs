@@ -211,9 +211,8 @@ fn without_postgresql_verification_goes_on_for_the_lease_and_all_comes_back_by_i
     until("verification is back", || (ask().status == 200).then_some(()));
     let recovered = back.elapsed();
     let path = "/api/v1/api_keys";
-    let body = format!(
-        "{{\"name\":\"w\",\"api_id\":\"{api}\",\"type\":\"user\",\"user_id\":\"writer\"}}"
-    );
+    let body =
+        format!("{{\"name\":\"w\",\"api_id\":\"{api}\",\"type\":\"user\",\"user_id\":\"writer\"}}");
     let created = until("writing is back", || {
         let reply = process.wire().ask("POST", path, Some(&token), &body).expect("an answer");
         (reply.status == 201).then_some(reply)
