@@ -189,7 +189,7 @@ impl Counting {
                 })
                 .collect();
             let generation = self.counters.generation().to_database();
-            counts::flush(store, self.file_id(), generation, &rows).await?;
+            store.in_time(counts::flush(store, self.file_id(), generation, &rows)).await?;
             batch.confirm();
         }
     }

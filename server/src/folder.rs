@@ -5,7 +5,8 @@
 //! exclusive lock on `lock` for as long as it lives; the kernel drops it with the process.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,9 +24,37 @@ const LOCK_AGAIN: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone)]
 pub struct Folder(PathBuf);
 
-/// The proof that this process alone serves from a folder.
+/// The proof that this process alone serves from a folder. Closing the file gives the lock back.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "closing the file gives the lock back")] File);
+pub struct Lock(File);
+
+impl Lock {
+    /// Notes in the lock's file that the server `node` holds it, and returns the one that held it
+    /// before and did not live to say goodbye. That one is certainly dead: it had the lock.
+    ///
+    /// A copy of the folder, or a machine that was started anew, returns nobody, since the server
+    /// that the note names may be alive elsewhere.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn hand_over(&self, node: [u8; 16]) -> io::Result<Option<[u8; 16]>> {
+        let metadata = self.0.metadata()?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let place = format!("{} {} {}", boot.trim(), metadata.dev(), metadata.ino());
+        let mut note = vec![0; 256];
+        let length = self.0.read_at(&mut note, 0)?;
+        note.truncate(length);
+        let note = String::from_utf8_lossy(&note).into_owned();
+        let before = note
+            .trim()
+            .strip_prefix(&place)
+            .and_then(|rest| uuid::Uuid::try_parse(rest.trim()).ok().map(uuid::Uuid::into_bytes));
+        self.0.set_len(0)?;
+        let own = uuid::Uuid::from_bytes(node).simple();
+        self.0.write_all_at(format!("{place} {own}\n").as_bytes(), 0)?;
+        Ok(before)
+    }
+}
 
 impl Folder {
     /// Uses `path`, making the folder if it does not exist (for its owner alone).
@@ -96,6 +125,7 @@ impl Folder {
         let path = self.0.join("lock");
         let file = OpenOptions::new()
             .create(true)
+            .read(true)
             .write(true)
             .truncate(false)
             .mode(0o600)
@@ -130,5 +160,17 @@ mod tests {
         assert_eq!(folder.lock().expect_err("held").code, "FOLDER_IN_USE");
         drop(lock);
         folder.lock().expect("free again");
+    }
+
+    #[test]
+    fn the_server_that_died_with_the_lock_is_known_to_the_next_one_and_to_no_copy() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let folder = Folder::create(&parent.path().join("a")).expect("made");
+        let (first, second) = ([1; 16], [2; 16]);
+        assert_eq!(folder.lock().expect("free").hand_over(first).expect("noted"), None);
+        assert_eq!(folder.lock().expect("free").hand_over(second).expect("noted"), Some(first));
+        let copy = Folder::create(&parent.path().join("b")).expect("made");
+        fs::copy(parent.path().join("a/lock"), parent.path().join("b/lock")).expect("copied");
+        assert_eq!(copy.lock().expect("free").hand_over(first).expect("noted"), None);
     }
 }

@@ -133,7 +133,7 @@ impl Follower {
     /// Loads everything from one snapshot. Nothing is served from it before it is complete.
     pub(crate) async fn load(&mut self, progress: &Progress) -> Result<()> {
         let asked = Asked::now(self.clock());
-        let mut conn = Unfinished::of(self.store.read().await?);
+        let mut conn = Unfinished::of(self.store.follow().await?);
         conn.begin_snapshot().await?;
         let loaded = self.load_snapshot(&mut conn, progress).await;
         conn.raw("rollback").await?;
@@ -153,7 +153,6 @@ impl Follower {
         Ok(())
     }
 
-    #[expect(clippy::type_complexity, reason = "a load's parts are taken over by one caller")]
     async fn load_snapshot(
         &mut self,
         conn: &mut Conn,
@@ -271,7 +270,7 @@ impl Follower {
     /// It may be given up at any await: what was applied is applied, and no lease was extended.
     async fn ask(&mut self) -> Result<bool> {
         let asked = Asked::now(self.clock());
-        let mut conn = Unfinished::of(self.store.read().await?);
+        let mut conn = Unfinished::of(self.store.follow().await?);
         let time = self.ask_time(&mut conn).await?;
         let (head, nonce) = changes::head_and_nonce(&mut conn, self.applied).await?;
         let incarnation = schema::meta(&mut conn, "incarnation").await?.unwrap_or_default();

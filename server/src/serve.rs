@@ -64,9 +64,13 @@ impl Server {
         let keyring = Arc::new(Keyring::open(config.secrets_file.clone())?);
         let store = Store::open(&config.location, false, clock, entropy).await?;
         schema::bring_up(&store).await?;
+        // A full disk keeps nobody from serving: then the dead one's lease is waited for.
+        let before = lock.hand_over(store.node()).unwrap_or(None);
         if matches!(config.location, Location::File(_)) {
             // Under the folder's lock no other process can verify from this file.
             nodes::remove_all(&mut store.side().await?).await?;
+        } else if let Some(dead) = before {
+            nodes::remove(&mut store.side().await?, dead).await?;
         }
         let counting = Counting::open(folder.path(), &store, config.counting).await?;
         let shared = Arc::new(Shared::new(Lease::new(config.lease)));
@@ -132,13 +136,16 @@ impl Server {
             tracing::warn!("some requests did not finish in time");
         }
         self.app.shared.lease.end();
-        if let Err(error) = self.app.counting.close(&self.app.store).await {
+        let store = &self.app.store;
+        let gone =
+            store.in_time(async { nodes::remove(&mut store.side().await?, store.node()).await });
+        // At once, so that a database which is away is waited for only once.
+        let (counted, gone) = tokio::join!(self.app.counting.close(store), gone);
+        if let Err(error) = counted {
             let cause = error.chain();
             tracing::warn!(cause, "the last counts are in the counter file only");
         }
-        let node = self.app.store.node();
-        let gone = async { nodes::remove(&mut self.app.store.side().await?, node).await };
-        if let Err(error) = gone.await {
+        if let Err(error) = gone {
             tracing::warn!(cause = error.chain(), "the lease could not be given back");
         }
         self.app.store.close().await;

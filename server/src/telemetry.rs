@@ -5,6 +5,7 @@
 //! process in the Prometheus text format; none has a key, a user or an address as a label.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyward_core::Refusal;
@@ -22,6 +23,7 @@ pub fn start_logging(filter: &str, json: bool) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_span_events(FmtSpan::NONE)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // OK to ignore: a second start in one process, as in tests, keeps the first.
     let _ = if json { builder.json().try_init() } else { builder.try_init() };

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::call::{Call, Reply};
 use super::fields::{Fields, missing, wrong};
+use super::json::put;
 use super::keys::{DESCRIPTION_MAX, NAME_MAX};
 use crate::error::{Error, Result};
 use crate::lease::Settle;
@@ -61,7 +62,7 @@ pub(crate) async fn list(call: Call) -> Result<Reply> {
         let mut value = api(&one);
         if with_scopes {
             let scopes = store::scopes(&mut conn, call.env, one.api).await?;
-            value["scopes"] = Value::Array(short(&scopes));
+            put(&mut value, "scopes", Value::Array(short(&scopes)));
         }
         shown.push(value);
     }
@@ -93,8 +94,8 @@ pub(crate) async fn show(call: Call) -> Result<Reply> {
     let scopes = store::scopes(&mut conn, call.env, found.api).await?;
     let connected = applications::connected(&mut conn, call.env, found.api).await?;
     let mut value = api(&found);
-    value["scopes"] = Value::Array(short(&scopes));
-    value["applications"] = connected
+    put(&mut value, "scopes", Value::Array(short(&scopes)));
+    let applications = connected
         .iter()
         .map(|app| {
             json!({
@@ -105,6 +106,7 @@ pub(crate) async fn show(call: Call) -> Result<Reply> {
             })
         })
         .collect();
+    put(&mut value, "applications", applications);
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success", "api": value })))
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::call::{Call, Reply};
 use super::fields::wrong;
+use super::json::put;
 use super::keys::NAME_MAX;
 use super::page::{self, decode_token, encode_token};
 use crate::clock::rfc3339;
@@ -104,9 +105,9 @@ pub(crate) async fn show(call: Call) -> Result<Reply> {
     let found = store::find(&mut conn, call.env, id).await?;
     let found = found.ok_or_else(|| Error::not_found("application"))?;
     let mut value = application(&found);
-    value["client_id"] = json!(id.to_string());
-    value["is_active"] = json!(found.disabled_at.is_none());
-    value["created_on"] = json!(rfc3339(found.created_at));
+    put(&mut value, "client_id", json!(id.to_string()));
+    put(&mut value, "is_active", json!(found.disabled_at.is_none()));
+    put(&mut value, "created_on", json!(rfc3339(found.created_at)));
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success", "application": value })))
 }
 

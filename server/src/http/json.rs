@@ -1,5 +1,14 @@
 //! Writing JSON straight into a buffer, for the one route where a tree would be too dear.
 
+use serde_json::Value;
+
+/// Gives an object one more field.
+pub(crate) fn put(object: &mut Value, name: &str, value: Value) {
+    if let Value::Object(fields) = object {
+        fields.insert(name.to_owned(), value);
+    }
+}
+
 /// Appends `text` as a JSON string.
 pub(crate) fn push_str(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');

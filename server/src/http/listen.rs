@@ -29,6 +29,9 @@ use crate::error::{Error, Result};
 const BACKLOG: u32 = 1_024;
 /// How long a TLS handshake may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// How long a connection without a request in flight is kept once the server stops, for the last
+/// answer to be written out.
+const QUIET: Duration = Duration::from_millis(500);
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 
@@ -192,16 +195,32 @@ where
         .timer(TokioTimer::new())
         .keep_alive_interval(idle)
         .max_header_list_size(HEAD_BYTES_MAX as u32);
+    let in_flight = Arc::new(());
+    let of_requests = Arc::clone(&in_flight);
     let service = service_fn(move |request: Request<Incoming>| {
         let (app, connection) = (Arc::clone(&app), Arc::clone(&connection));
-        async move { Ok::<_, std::convert::Infallible>(answer(&app, &connection, request).await) }
+        let one = Arc::clone(&of_requests);
+        async move {
+            let answer = answer(&app, &connection, request).await;
+            drop(one);
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
         () = stopped(&mut stop) => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            loop {
+                tokio::select! {
+                    ended = serving.as_mut() => break ended,
+                    // The service holds one, and each request in flight another.
+                    () = tokio::time::sleep(QUIET) => if Arc::strong_count(&in_flight) <= 2 {
+                        // Half a request's head, or a reader who takes no answer.
+                        return;
+                    },
+                }
+            }
         }
     };
     if let Err(cause) = ended {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::call::{Answer, Call, Reply, json_answer, json_text};
 use super::error;
+use super::json::put;
 use super::routes::{Answering, Route, finish};
 use crate::App;
 use crate::error::{Error, Result};
@@ -143,9 +144,9 @@ async fn replay(app: &App, route: &Route, earlier: &Earlier) -> Answer {
             let mut body = json!({ "errors": [one] });
             // What those replies name that hold a secret; others can be asked for again.
             if target.starts_with("api_key_") {
-                body["api_key"] = json!({ "id": target });
+                put(&mut body, "api_key", json!({ "id": target }));
             } else if route.path.starts_with("/api/v1/applications") {
-                body["application"] = json!({ "id": target });
+                put(&mut body, "application", json!({ "id": target }));
             }
             json_answer(StatusCode::CONFLICT, &body)
         }

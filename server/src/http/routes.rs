@@ -310,18 +310,16 @@ async fn run(
         return refusal(route, &unknown);
     }
     let max = match route.payload {
-        Payload::None => 0,
+        Payload::None if route.access != Access::Public => 0,
         Payload::Import => app.limits.import_body_bytes_max,
-        Payload::Optional | Payload::Required | Payload::Form => app.limits.body_bytes_max,
+        Payload::None | Payload::Optional | Payload::Required | Payload::Form => {
+            app.limits.body_bytes_max
+        }
     };
     let body = match body::read(body, max).await {
         Ok(body) => body,
-        // What probes and crawlers send along with a public question does not matter.
-        Err(Unreadable::TooLarge | Unreadable::Broken)
-            if route.payload == Payload::None && route.access == Access::Public =>
-        {
-            Bytes::new()
-        }
+        // What probes send along with a public question does not matter.
+        Err(Unreadable::TooLarge) if takes_nothing(route) => Bytes::new(),
         Err(Unreadable::TooLarge) if route.payload == Payload::None => {
             return error::answer(&Error::invalid("BAD_BODY", "this route takes no body"));
         }
@@ -334,7 +332,7 @@ async fn run(
             return refusal(route, &Error::invalid("BAD_BODY", "the body did not arrive whole"));
         }
     };
-    if let Err(refused) = check_payload(route, request.headers, &body) {
+    if let Some(refused) = check_payload(route, request.headers, &body) {
         return refused;
     }
     let call = Call {
@@ -356,11 +354,15 @@ async fn run(
     }
 }
 
-/// Refuses parameters of a query where there are none. Public routes that take nothing at all do
-/// not mind them: probes and caches add their own.
+/// Whether everybody may ask and nothing can be said with it. Such a route does not mind what is
+/// sent along: probes and caches add things of their own.
+fn takes_nothing(route: &Route) -> bool {
+    route.access == Access::Public && route.payload == Payload::None
+}
+
+/// Refuses parameters of a query where there are none.
 fn check_query(route: &Route, query: &str) -> Result<()> {
-    let takes_nothing = route.access == Access::Public && route.payload == Payload::None;
-    if route.has_query || takes_nothing {
+    if route.has_query || takes_nothing(route) {
         return Ok(());
     }
     Fields::of_query(query)?.finish()
@@ -430,22 +432,23 @@ fn context(
     Err(denied)
 }
 
-fn check_payload(route: &Route, headers: &HeaderMap, body: &Bytes) -> Result<(), Answer> {
-    let bad = |message: &str| Err(error::answer(&Error::invalid("BAD_BODY", message)));
+/// Why a body cannot be what the route takes, if it cannot.
+fn check_payload(route: &Route, headers: &HeaderMap, body: &Bytes) -> Option<Answer> {
+    let bad = |message: &str| Some(error::answer(&Error::invalid("BAD_BODY", message)));
     match route.payload {
         // The token endpoint reads its own content type, in its own words.
-        Payload::Form | Payload::None => return Ok(()),
-        Payload::Optional if body.is_empty() => return Ok(()),
+        Payload::Form | Payload::None => return None,
+        Payload::Optional if body.is_empty() => return None,
         Payload::Required | Payload::Import if body.is_empty() => {
             return bad("the body must be a JSON object");
         }
         Payload::Optional | Payload::Required | Payload::Import => {}
     }
     if is_json(headers) {
-        return Ok(());
+        return None;
     }
     let message = "send the body as application/json";
-    Err(error::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", message))
+    Some(error::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", message))
 }
 
 /// Whether the body says that it is JSON.

@@ -9,6 +9,7 @@
 use std::net::IpAddr;
 
 use keyward_core::AppId;
+use serde_json::Value;
 
 pub use crate::store::idempotency::IdempotencyKey;
 
@@ -152,4 +153,11 @@ actions! {
     KeyRevoked = "key.revoked",
     /// An imported key's hash was replaced by a peppered digest at its first use.
     KeyRehashed = "key.rehashed",
+}
+
+/// Adds a field to a state that an audit record keeps.
+fn put(state: &mut Value, name: &str, value: Value) {
+    if let Value::Object(fields) = state {
+        fields.insert(name.to_owned(), value);
+    }
 }

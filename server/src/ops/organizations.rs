@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use keyward_core::{EnvId, OrgCode, UserId};
 use serde_json::{Value, json};
 
-use super::{Action, Context};
+use super::{Action, Context, put};
 use crate::error::{Error, Result};
 use crate::store::owners::{Membership, Organization, User};
 use crate::store::{Committed, Fact, Outcome, Store, Touched, Tx, environments, owners};
@@ -101,7 +101,7 @@ async fn part_from_past(store: &Store, env: EnvId, context: &Context, org: &OrgC
     let mut conn = store.read().await?;
     let found = owners::find_org(&mut conn, env, org).await?;
     drop(conn);
-    if !found.is_some_and(|org| org.deleted_at.is_some()) {
+    if found.is_none_or(|org| org.deleted_at.is_none()) {
         return Ok(());
     }
     // The caller's idempotency key is for the organization, not for what goes before it.
@@ -362,7 +362,7 @@ fn members_fact(org: &OrgCode, outcome: &MembersChanged, strangers: Vec<UserId>)
         changed().map(|user| Touched::Membership(org.clone(), user.clone())).collect();
     let mut after = json!({ "joined": texts(&outcome.added), "left": texts(&outcome.removed) });
     if !strangers.is_empty() {
-        after["registered"] = json!(texts(&strangers));
+        put(&mut after, "registered", json!(texts(&strangers)));
         touched.extend(strangers.into_iter().map(Touched::User));
     }
     let mut only = changed();

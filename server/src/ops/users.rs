@@ -7,7 +7,7 @@
 use keyward_core::{EnvId, OrgCode, UserId};
 use serde_json::{Value, json};
 
-use super::{Action, Context};
+use super::{Action, Context, put};
 use crate::error::{Error, Result};
 use crate::store::owners::User;
 use crate::store::{Committed, Fact, Outcome, Store, Touched, Tx, owners};
@@ -63,7 +63,7 @@ pub async fn create(
                 let mut after = snapshot(&user);
                 if let Some(org) = org {
                     join(tx, env, &org, &user.user).await?;
-                    after["organization"] = json!(org.as_str());
+                    put(&mut after, "organization", json!(org.as_str()));
                     fact.touched.push(Touched::Membership(org.clone(), user.user.clone()));
                     fact.org = Some(org.to_string());
                 }

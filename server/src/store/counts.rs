@@ -2,7 +2,7 @@
 
 use keyward_core::{EnvId, KeyId};
 
-use super::{Conn, id16, row, rows, run};
+use super::{Conn, Unfinished, id16, row, rows, run};
 use crate::error::Result;
 
 /// What one counter file knows of one key; all numbers are totals, so storing twice is harmless.
@@ -252,28 +252,23 @@ pub(crate) async fn flush(
     generation: i64,
     counts: &[Count],
 ) -> Result<()> {
-    let mut conn = store.side().await?;
-    match &conn {
+    // Given back only after the commit: one that failed, as on a full disk, leaves its transaction
+    // open.
+    let mut conn = Unfinished::of(store.side().await?);
+    match &*conn {
         Conn::Sqlite(_) => conn.raw("begin immediate").await?,
         Conn::Postgres(_) => conn.raw("begin").await?,
     }
-    let stored = async {
-        if !still_ours(&mut conn, id, generation).await? {
-            return Err(crate::error::Error::conflict(
-                "COUNTER_FILE_TAKEN",
-                "another process has opened this counter file",
-            ));
-        }
-        self::store(&mut conn, id, counts).await
+    if !still_ours(&mut conn, id, generation).await? {
+        return Err(crate::error::Error::conflict(
+            "COUNTER_FILE_TAKEN",
+            "another process has opened this counter file",
+        ));
     }
-    .await;
-    match stored {
-        Ok(()) => conn.raw("commit").await,
-        Err(error) => {
-            conn.raw("rollback").await?;
-            Err(error)
-        }
-    }
+    self::store(&mut conn, id, counts).await?;
+    conn.raw("commit").await?;
+    conn.finish();
+    Ok(())
 }
 
 /// Closes every open file but `ours`, in one transaction.

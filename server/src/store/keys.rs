@@ -40,10 +40,6 @@ pub struct Key {
     pub expires_at: Option<i64>,
     /// Disabled since.
     pub disabled_at: Option<i64>,
-    /// Revoked since.
-    pub revoked_at: Option<i64>,
-    /// Why it was revoked.
-    pub revoke_reason: Option<String>,
     /// Whether it came with a secret made elsewhere. A rotation does not change that: the former
     /// secret is still looked up, to be told from a guess.
     pub imported: bool,
@@ -77,8 +73,6 @@ struct Row {
     not_before: Option<i64>,
     expires_at: Option<i64>,
     disabled_at: Option<i64>,
-    revoked_at: Option<i64>,
-    revoke_reason: Option<String>,
     imported: i64,
     key_prefix: String,
     key_suffix: String,
@@ -102,8 +96,6 @@ fn key(row: Row) -> Result<Key> {
         not_before: row.not_before,
         expires_at: row.expires_at,
         disabled_at: row.disabled_at,
-        revoked_at: row.revoked_at,
-        revoke_reason: row.revoke_reason,
         imported: row.imported != 0,
         key_prefix: row.key_prefix,
         key_suffix: row.key_suffix,
@@ -146,8 +138,7 @@ pub(crate) async fn find(conn: &mut Conn, env: EnvId, id: KeyId) -> Result<Optio
         conn,
         Row,
         "select key_id, env_id, name, description, metadata, owner_kind, user_id, org_code, api_id,
-                scope_ids, issued_seq, not_before, expires_at, disabled_at, revoked_at,
-                revoke_reason, imported, key_prefix, key_suffix, created_at, created_by,
+                scope_ids, issued_seq, not_before, expires_at, disabled_at, imported, key_prefix, key_suffix, created_at, created_by,
                 changed_seq, status
          from key_states where env_id = $1 and key_id = $2",
         env.bytes().as_slice(),
@@ -198,7 +189,7 @@ pub(crate) async fn page(
                 concat!(
                     "select key_id, env_id, name, description, metadata, owner_kind, user_id,
                             org_code, api_id, scope_ids, issued_seq, not_before, expires_at,
-                            disabled_at, revoked_at, revoke_reason, imported, key_prefix,
+                            disabled_at, imported, key_prefix,
                             key_suffix, created_at, created_by, changed_seq, status
                      from key_states where env_id = $1 and key_id < $2 and ",
                     $owner,

@@ -40,6 +40,8 @@ pub use write::{Committed, Fact, Outcome, Touched, Tx};
 
 /// How many connections read at once; writes have one of their own.
 const READERS_MAX: u32 = 4;
+/// How long a server may take to answer before its connection is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// How long a process waits for another's write to end on SQLite.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -133,7 +135,8 @@ impl Conn {
 }
 
 /// A connection that is closed instead of given back to its pool, unless what was done on it came
-/// to its end: one on which an answer is still due, perhaps for ever, is of no use to anybody.
+/// to its end: one with an open transaction, or on which an answer is still due, perhaps for ever,
+/// must not be anybody's next one.
 pub(crate) struct Unfinished(Option<Conn>);
 
 impl Unfinished {
@@ -145,6 +148,11 @@ impl Unfinished {
     /// It came to its end.
     pub(crate) fn finish(mut self) {
         drop(self.0.take());
+    }
+
+    /// It came to its end, and something else begins.
+    pub(crate) fn keep(mut self) -> Conn {
+        self.0.take().expect("it is there until it is finished")
     }
 }
 
@@ -165,9 +173,9 @@ impl DerefMut for Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         match &mut self.0 {
-            // SQLite always answers.
-            Some(Conn::Sqlite(_)) | None => {}
+            Some(Conn::Sqlite(conn)) => conn.close_on_drop(),
             Some(Conn::Postgres(conn)) => conn.close_on_drop(),
+            None => {}
         }
     }
 }
@@ -270,6 +278,22 @@ impl Store {
         .map_err(failed)
     }
 
+    /// A connection for the follower, which must not wait behind readers: on a server some of those
+    /// may hang for as long as the network is cut.
+    pub(crate) async fn follow(&self) -> Result<Conn> {
+        if self.is_sqlite() { self.read().await } else { self.side().await }
+    }
+
+    /// Does a piece of work on the database, but waits no longer than [`SILENCE_MAX`] for a server:
+    /// one that was cut off without a word never answers. SQLite always does, and giving up there
+    /// would leave a transaction open.
+    ///
+    /// # Errors
+    /// Those of `work`, or `Unavailable`.
+    pub(crate) async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.pools.in_time(work).await
+    }
+
     /// A connection that may write what is no change: leases, counts, migrations, copies.
     pub(crate) async fn side(&self) -> Result<Conn> {
         self.pools.writing().await
@@ -278,20 +302,36 @@ impl Store {
     /// Closes every connection after the queued writes are done.
     pub async fn close(&self) {
         self.writer.close().await;
-        match &self.pools {
-            Pools::Sqlite { read, write } => {
-                read.close().await;
-                write.close().await;
+        let closed = self.in_time(async {
+            match &self.pools {
+                Pools::Sqlite { read, write } => {
+                    read.close().await;
+                    write.close().await;
+                }
+                Pools::Postgres { read, write } => {
+                    read.close().await;
+                    write.close().await;
+                }
             }
-            Pools::Postgres { read, write } => {
-                read.close().await;
-                write.close().await;
-            }
+            Ok(())
+        });
+        if closed.await.is_err() {
+            tracing::warn!("some connections to the database did not end and are left to it");
         }
     }
 }
 
 impl Pools {
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match self {
+            Pools::Sqlite { .. } => work.await,
+            Pools::Postgres { .. } => {
+                let answer = tokio::time::timeout(SILENCE_MAX, work).await;
+                answer.unwrap_or_else(|_| Err(Error::unavailable(SILENT)))
+            }
+        }
+    }
+
     async fn writing(&self) -> Result<Conn> {
         match self {
             Pools::Sqlite { write, .. } => write.acquire().await.map(Conn::Sqlite),
@@ -317,6 +357,8 @@ async fn open_sqlite(path: &Path, create: bool) -> Result<Pools> {
         // 64 MiB of mapped pages: reading the start-up load without copying it.
         .pragma("mmap_size", "67108864")
         .statement_cache_capacity(200)
+        // The engine's thread hands rows over in this many at a time; a load reads a million.
+        .row_buffer_size(4_096)
         .disable_statement_logging();
     refuse_foreign_file(path, &options).await?;
     let options = options.journal_mode(SqliteJournalMode::Wal);
@@ -344,7 +386,7 @@ async fn open_postgres(url: &ServerUrl) -> Result<Pools> {
         .disable_statement_logging();
     let acquire = Duration::from_secs(5);
     let write = PgPoolOptions::new()
-        .max_connections(3)
+        .max_connections(5)
         .acquire_timeout(acquire)
         .connect_lazy_with(options.clone());
     let read = PgPoolOptions::new()
@@ -388,10 +430,10 @@ fn cannot_open(path: &Path, cause: sqlx::Error) -> Error {
 
 /// Why a server's database could not be reached, with its address and without a password.
 fn cannot_connect(url: &ServerUrl, cause: sqlx::Error) -> Error {
-    let public = match &cause {
+    let public = match cause.as_database_error() {
         // The server's own sentence: no such database, no such role, a wrong password.
-        sqlx::Error::Database(e) => format!("the database at {url:?} says: {}", e.message()),
-        _ => format!("the database at {url:?} does not answer"),
+        Some(e) => format!("the database at {url:?} says: {}", e.message()),
+        None => format!("the database at {url:?} does not answer"),
     };
     Error::unavailable(public).because(cause)
 }
@@ -401,17 +443,17 @@ fn cannot_connect(url: &ServerUrl, cause: sqlx::Error) -> Error {
 /// A broken constraint is a `Conflict` that carries the constraint's name in `public`, to be told
 /// in words by the caller (see [`breaks`]); a full or absent database is `Unavailable`.
 pub(crate) fn failed(cause: sqlx::Error) -> Error {
-    let public = match &cause {
-        sqlx::Error::Database(e) if e.is_unique_violation() => {
+    let public = match cause.as_database_error() {
+        Some(e) if e.is_unique_violation() => {
             let name = match e.constraint() {
                 Some(name) => name.to_owned(),
                 None => e.message().to_owned(),
             };
             return Error::conflict("CONSTRAINT", name).because(cause);
         }
-        sqlx::Error::Database(e) => e.code().and_then(|code| state(&code)),
-        other => {
-            let text = other.to_string();
+        Some(e) => e.code().and_then(|code| state(&code)),
+        None => {
+            let text = cause.to_string();
             let ours = text.contains("decoding") || text.contains("column");
             (!ours).then_some(SILENT)
         }

@@ -23,7 +23,7 @@ use keyward_core::{ApiId, EnvId, KeyId, OrgCode, UserId};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Conn, Pools, Store, audit, changes, idempotency};
+use super::{Conn, Pools, Store, Unfinished, audit, changes, idempotency};
 use crate::clock::{Clock, Entropy};
 use crate::error::{Error, Result, UNCONFIRMED};
 use crate::ops::{Action, Context};
@@ -75,6 +75,7 @@ pub struct Fact {
 
 /// What a change came to.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and gone at the end of its change")]
 pub enum Outcome<T> {
     /// Something was written under the sequence number [`Tx::seq`].
     Changed(T, Fact),
@@ -290,7 +291,8 @@ impl Writer {
                     return;
                 }
             };
-            let tx = match self.begin().await {
+            let pools = self.pools.clone();
+            let tx = match pools.in_time(self.begin()).await {
                 Ok(tx) => tx,
                 Err(error) => {
                     // Dropping the job tells its caller that nothing was changed.
@@ -308,11 +310,12 @@ impl Writer {
 
     /// Opens the transaction and takes the lock under which the head is read.
     async fn begin(&mut self) -> Result<Tx> {
-        let mut conn = match self.idle.take() {
+        let conn = match self.idle.take() {
             Some(conn) => conn,
             None => self.pools.writing().await?,
         };
-        match &conn {
+        let mut conn = Unfinished::of(conn);
+        match &*conn {
             Conn::Sqlite(_) => conn.raw("begin immediate").await?,
             // The lock has a statement of its own: a statement that waits for it and reads in
             // one go sees a snapshot from before the wait. 7_163_001 is "K" of consistency.md.
@@ -326,7 +329,7 @@ impl Writer {
         }
         let heads = changes::heads(&mut conn).await?;
         Ok(Tx {
-            conn,
+            conn: conn.keep(),
             now: self.clock.now_us(),
             entropy: self.entropy.clone(),
             head: heads.seq,
@@ -349,7 +352,8 @@ impl Writer {
         let mut broken = None;
         let mut left_over = None;
         while let Some(job) = next.take() {
-            if let Err(error) = run_one(&mut tx, job, &mut tells).await {
+            let ran = self.pools.in_time(run_one(&mut tx, job, &mut tells));
+            if let Err(error) = ran.await {
                 broken = Some(error);
                 break;
             }
@@ -365,7 +369,7 @@ impl Writer {
         }
         let result = match broken {
             Some(error) => Err(error),
-            None => commit(&mut tx, self.node).await,
+            None => self.pools.in_time(commit(&mut tx, self.node)).await,
         };
         match &result {
             Ok(()) => {

@@ -98,8 +98,14 @@ on_both_engines! {
             ("alg none, no dot", unsigned.clone()),
             ("alg none, our signature", format!("{unsigned}.{signature}")),
             ("HS256 with the public key", by_public_key),
-            ("another header, our signature", format!("{}.{}.{signature}", part(&critical), part(&claims))),
-            ("other claims, our signature", format!("{}.{}.{signature}", part(&header), part(&wider))),
+            (
+                "another header, our signature",
+                format!("{}.{}.{signature}", part(&critical), part(&claims)),
+            ),
+            (
+                "other claims, our signature",
+                format!("{}.{}.{signature}", part(&header), part(&wider)),
+            ),
             ("truncated", good[..good.len() - 1].to_owned()),
             ("a signature of nothing", format!("{}.{}.", part(&header), part(&claims))),
             ("two dots", "..".to_owned()),
@@ -169,8 +175,7 @@ on_both_engines! {
         assert_eq!(still.await.expect_err("it signs").code, "NOT_FOUND");
         let secrets = app.keyring.secrets();
         world.pass_seconds(1).await;
-        let rotated =
-            environments::rotate_signing_key(&app.store, env, &context, &secrets).await;
+        let rotated = environments::rotate_signing_key(&app.store, env, &context, &secrets).await;
         let rotated = rotated.expect("rotated");
         app.settle(rotated.seq, Settle::Narrowing).await.expect("in force");
         let new = world.token_for(&[]).await;

@@ -237,7 +237,10 @@ on_both_engines! {
         }
         assert!(tried > 20, "{tried} routes name an object");
         let shown = world.get(&format!("/api_keys/{}", o.key)).await.expect(200);
-        assert_eq!((&shown["api_key"]["status"], &shown["api_key"]["name"]), (&json!("active"), &json!("a key")));
+        assert_eq!(
+            (&shown["api_key"]["status"], &shown["api_key"]["name"]),
+            (&json!("active"), &json!("a key"))
+        );
     }
 }
 
@@ -272,7 +275,10 @@ on_both_engines! {
         let mut actions = BTreeSet::new();
         for (number, route) in ROUTES.iter().filter(|route| route.is_write()).enumerate() {
             let o = objects(&world, number + 1).await;
-            if route.path.ends_with("/scopes/{scope_id}") && route.path.contains("applications") && route.method == "DELETE" {
+            if route.path.ends_with("/scopes/{scope_id}")
+                && route.path.contains("applications")
+                && route.method == "DELETE"
+            {
                 let (path, _) = example(route, &o, number);
                 let asked = ("keys.test", Some(world.token.as_str()));
                 assert_eq!(ask(&world, asked, ("POST", &path), None).await.status, 200);
@@ -300,12 +306,29 @@ on_both_engines! {
             actions.insert(action.clone());
         }
         let expected = [
-            "api.applications_updated", "api.created", "api.deleted", "application.created",
-            "application.deleted", "application.scope_granted", "application.scope_taken",
-            "application.secret_rotated", "application.updated", "key.imported", "key.issued",
-            "key.revoked", "key.rotated", "key.updated", "organization.created",
-            "organization.deleted", "organization.members_updated", "organization.updated",
-            "scope.created", "scope.deleted", "scope.updated", "user.created", "user.deleted",
+            "api.applications_updated",
+            "api.created",
+            "api.deleted",
+            "application.created",
+            "application.deleted",
+            "application.scope_granted",
+            "application.scope_taken",
+            "application.secret_rotated",
+            "application.updated",
+            "key.imported",
+            "key.issued",
+            "key.revoked",
+            "key.rotated",
+            "key.updated",
+            "organization.created",
+            "organization.deleted",
+            "organization.members_updated",
+            "organization.updated",
+            "scope.created",
+            "scope.deleted",
+            "scope.updated",
+            "user.created",
+            "user.deleted",
             "user.updated",
         ];
         assert_eq!(actions.iter().map(String::as_str).collect::<Vec<_>>(), expected);
@@ -315,7 +338,9 @@ on_both_engines! {
 on_both_engines! {
     async fn every_route_that_reads_answers_a_good_request(world: World) {
         let o = objects(&world, 1).await;
-        for route in ROUTES.iter().filter(|route| !route.is_write() && route.path != "/oauth2/token") {
+        for route in
+            ROUTES.iter().filter(|route| !route.is_write() && route.path != "/oauth2/token")
+        {
             let (path, body) = example(route, &o, 1);
             let asked = ("keys.test", Some(world.token.as_str()));
             let answer = ask(&world, asked, (route.method.as_str(), &path), body).await;
@@ -348,4 +373,51 @@ fn every_route_is_documented_with_its_scope_and_nothing_else_is() {
         built.insert((route.path.to_owned(), route.method.to_string()), words);
     }
     assert_eq!(documented, built);
+}
+
+#[test]
+fn the_document_tells_of_each_route_what_it_takes_and_how_it_refuses() {
+    let document: Value = serde_json::from_str(OPENAPI).expect("JSON");
+    for route in ROUTES {
+        let operation = &document["paths"][route.path][route.method.as_str().to_lowercase()];
+        let name = format!("{} {}", route.method, route.path);
+        let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+        let parameters: Vec<Value> = parameters
+            .into_iter()
+            .map(|parameter| match parameter["$ref"].as_str() {
+                Some(pointer) => document.pointer(&pointer[1..]).expect("a parameter").clone(),
+                None => parameter,
+            })
+            .collect();
+        let has = |place: &str| parameters.iter().any(|parameter| parameter["in"] == place);
+        assert_eq!(has("query"), route.has_query, "{name}: query");
+        assert_eq!(has("header"), route.is_write(), "{name}: Idempotency-Key");
+        let body = match route.payload {
+            Payload::None => Value::Null,
+            Payload::Optional => json!(false),
+            Payload::Required | Payload::Import | Payload::Form => json!(true),
+        };
+        assert_eq!(operation["requestBody"]["required"], body, "{name}: body");
+        let tells = |status: &str| operation["responses"].get(status).is_some();
+        let is_protected = route.access != Access::Public;
+        let takes_body = route.payload != Payload::None;
+        let names_object = route.path.contains('{');
+        let is_probe = matches!(route.path, "/healthz" | "/readyz");
+        for (status, expected) in [
+            ("400", is_protected || takes_body),
+            ("401", is_protected || route.payload == Payload::Form),
+            ("403", is_protected),
+            ("404", names_object),
+            ("405", true),
+            ("409", route.is_write()),
+            ("413", takes_body),
+            ("415", takes_body),
+            ("421", !is_probe),
+            ("422", route.is_write()),
+            ("429", route.path == "/api/v1/api_keys/verify"),
+            ("503", route.path != "/healthz"),
+        ] {
+            assert_eq!(tells(status), expected, "{name}: {status}");
+        }
+    }
 }

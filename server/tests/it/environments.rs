@@ -209,7 +209,10 @@ on_both_engines! {
         world.start_again().await;
         assert_eq!(two.verify(&world, OURS, &our_secret).await["code"], "API_KEY_REVOKED");
         let verdict = two.verify(&world, THEIRS, &their_secret).await;
-        assert_eq!((&verdict["is_valid"], &verdict["verification_count"]), (&json!(true), &json!(3)));
+        assert_eq!(
+            (&verdict["is_valid"], &verdict["verification_count"]),
+            (&json!(true), &json!(3))
+        );
     }
 }
 

@@ -92,7 +92,10 @@ on_both_engines! {
             let again = write(&world, "one", call, body.as_ref()).await;
             assert_eq!((again.status, &again.text), (first.status, &first.text), "{call:?}");
         }
-        assert_eq!(world.get("/users").await.expect(200)["users"].as_array().map(Vec::len), Some(3));
+        assert_eq!(
+            world.get("/users").await.expect(200)["users"].as_array().map(Vec::len),
+            Some(3)
+        );
     }
 }
 
@@ -170,10 +173,14 @@ on_both_engines! {
         write(&world, "one", call, Some(&body)).await.expect(201);
         let org = json!({ "name": "Acme" });
         write(&world, "one", ("POST", "/organization"), Some(&org)).await.expect(200);
-        let (a, b) = (world.user_key(&api, "kp_1", &[]).await.0, world.user_key(&api, "kp_1", &[]).await.0);
+        let (a, b) =
+            (world.user_key(&api, "kp_1", &[]).await.0, world.user_key(&api, "kp_1", &[]).await.0);
         for id in [a, b] {
             write(&world, "one", ("DELETE", &format!("/api_keys/{id}")), None).await.expect(200);
-            assert_eq!(world.get(&format!("/api_keys/{id}")).await.expect(200)["api_key"]["status"], "revoked");
+            assert_eq!(
+                world.get(&format!("/api_keys/{id}")).await.expect(200)["api_key"]["status"],
+                "revoked"
+            );
         }
         let second = json!({ "name": "second", "type": "m2m" });
         let second = world.post("/applications", second).await.expect(201)["application"].take();

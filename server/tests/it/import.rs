@@ -94,7 +94,10 @@ on_both_engines! {
         let path = format!("/api_keys/{}", ids[0]);
         for count in 2..=3 {
             let verified = world.verify("legacy").await;
-            assert_eq!((&verified["key_id"], &verified["verification_count"]), (&json!(ids[0]), &json!(count)));
+            assert_eq!(
+                (&verified["key_id"], &verified["verification_count"]),
+                (&json!(ids[0]), &json!(count))
+            );
             world.stop().await;
             world.start_again().await;
         }
@@ -119,7 +122,10 @@ on_both_engines! {
         let path = format!("/api_keys/{}", ids[0]);
         for _ in 0..2 {
             let shown = world.get(&path).await.expect(200);
-            assert_eq!((&shown["api_key"]["key_prefix"], &shown["api_key"]["key_suffix"]), (&json!(""), &json!("")));
+            assert_eq!(
+                (&shown["api_key"]["key_prefix"], &shown["api_key"]["key_suffix"]),
+                (&json!(""), &json!(""))
+            );
             world.verify("legacy").await;
             rehashed(&world).await;
         }
@@ -138,7 +144,12 @@ on_both_engines! {
         };
         let bytes = "`hash` must be the 32 bytes of a SHA-256 in the encoding named";
         for (bad, status, code, message) in [
-            (key(&api, "there already"), 409, "SECRET_TAKEN", "a key with this hash exists already"),
+            (
+                key(&api, "there already"),
+                409,
+                "SECRET_TAKEN",
+                "a key with this hash exists already",
+            ),
             (good.clone(), 409, "SECRET_TAKEN", "a key with this hash exists already"),
             (with("hash", json!("ab")), 400, "BAD_FIELD", bytes),
             (with("hash", json!("xy".repeat(32))), 400, "BAD_FIELD", bytes),
@@ -146,7 +157,12 @@ on_both_engines! {
             (with("hash", json!("ü".repeat(32))), 400, "BAD_FIELD", bytes),
             (with("hash", json!(null)), 400, "MISSING_FIELD", "`hash` is missing"),
             (with("algorithm", json!("md5")), 400, "BAD_FIELD", "`algorithm` must be sha256"),
-            (with("encoding", json!("rot13")), 400, "BAD_FIELD", "`encoding` must be hex or base64"),
+            (
+                with("encoding", json!("rot13")),
+                400,
+                "BAD_FIELD",
+                "`encoding` must be hex or base64",
+            ),
             (with("encoding", json!("base64")), 400, "BAD_FIELD", bytes),
             (with("secret", json!("canary")), 400, "UNKNOWN_FIELD", "unknown field `secret`"),
             (with("name", json!(null)), 400, "MISSING_FIELD", "`name` is missing"),
@@ -211,7 +227,12 @@ on_both_engines! {
         let results = answer["results"].as_array().expect("a list");
         let seen: Vec<(&str, i64)> = results
             .iter()
-            .map(|one| (one["code"].as_str().expect("a code"), one["verification_count"].as_i64().expect("a count")))
+            .map(|one| {
+                (
+                    one["code"].as_str().expect("a code"),
+                    one["verification_count"].as_i64().expect("a count"),
+                )
+            })
             .collect();
         assert_eq!(
             seen,
@@ -222,7 +243,10 @@ on_both_engines! {
                 ("API_KEY_VERIFIED", 2),
             ]
         );
-        assert_eq!(results[0].as_object().map(|o| o.len()), world.verify("x").await.as_object().map(|o| o.len()));
+        assert_eq!(
+            results[0].as_object().map(|o| o.len()),
+            world.verify("x").await.as_object().map(|o| o.len())
+        );
         let shown = world.get(&format!("/api_keys/{id}")).await.expect(200);
         assert_eq!(shown["api_key"]["last_verified_ip"], "192.0.2.7");
         let hundred = json!({ "verifications": vec![json!({ "api_key": secret }); 100] });

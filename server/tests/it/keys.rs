@@ -119,7 +119,10 @@ on_both_engines! {
         assert_eq!(first["code"], "API_KEY_DELETED");
         let verified = world.verify(&secret).await;
         assert_eq!(verified["code"], "API_KEY_REVOKED");
-        assert_eq!((&verified["status"], &verified["user_id"]), (&json!("revoked"), &json!("kp_1")));
+        assert_eq!(
+            (&verified["status"], &verified["user_id"]),
+            (&json!("revoked"), &json!("kp_1"))
+        );
         // Something else changes in between; the repeat is still told of the first change.
         world.user_key(&api, "kp_1", &[]).await;
         let second = world.delete(&path).await.expect(200);
@@ -161,7 +164,10 @@ on_both_engines! {
             .await;
         world.pass_seconds(9).await;
         let early = world.verify(&secret).await;
-        assert_eq!((&early["code"], &early["status"]), (&json!("API_KEY_NOT_YET_VALID"), &json!("active")));
+        assert_eq!(
+            (&early["code"], &early["status"]),
+            (&json!("API_KEY_NOT_YET_VALID"), &json!("active"))
+        );
         world.pass_seconds(1).await;
         let good = world.verify(&secret).await;
         assert_eq!(good["code"], "API_KEY_VERIFIED");
@@ -195,7 +201,7 @@ on_both_engines! {
 on_both_engines! {
     /// Promise 4, as far as one process goes; the processes that are killed are elsewhere.
     async fn counts_and_the_last_use_are_the_same_in_verify_show_list_and_after_a_restart(
-        world: World
+        world: World,
     ) {
         let mut world = world;
         let api = world.api("profiles", &[]).await;
@@ -209,7 +215,10 @@ on_both_engines! {
         world.pass_seconds(1).await;
         let refused = json!({ "api_key": secret, "user_id": "kp_2" });
         let refused = world.post("/api_keys/verify", refused).await.expect(200);
-        assert_eq!((&refused["code"], &refused["verification_count"]), (&json!("API_KEY_WRONG_OWNER"), &json!(3)));
+        assert_eq!(
+            (&refused["code"], &refused["verification_count"]),
+            (&json!("API_KEY_WRONG_OWNER"), &json!(3))
+        );
         assert_eq!(refused["last_verified_on"], "2026-11-22T21:24:06.512Z");
         for _ in 0..2 {
             let shown = world.get(&format!("/api_keys/{id}")).await.expect(200);

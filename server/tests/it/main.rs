@@ -3,11 +3,13 @@
 //! One binary, a file for each area. [`world::World`] is a server of a test's own with a clock and
 //! chance that the test holds in its hands, so ids and secrets appear literally.
 
-#![expect(clippy::expect_used, reason = "a test says with a panic what went wrong")]
+#![expect(clippy::indexing_slicing, reason = "a test says with a panic what went wrong")]
 
+mod allocations;
 mod bad_input;
 mod bad_secrets;
 mod bad_tokens;
+mod canary;
 mod cli;
 mod coverage;
 mod environments;
@@ -19,6 +21,7 @@ mod keys;
 mod owners;
 mod process;
 mod public;
+mod tidy;
 mod tokens;
 mod verify;
 mod world;

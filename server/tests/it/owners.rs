@@ -64,7 +64,10 @@ on_both_engines! {
         expect(&world, &acme, ["OWNER_SUSPENDED", "OWNER_SUSPENDED", "VERIFIED"]).await;
         assert_eq!(world.verify(&acme.user).await["status"], "active", "suspension is no status");
         let answer = issue(&world, &acme, json!({ "user_id": "kp_1" })).await;
-        assert_eq!((answer.status.as_u16(), answer.error_code().as_str()), (409, "OWNER_SUSPENDED"));
+        assert_eq!(
+            (answer.status.as_u16(), answer.error_code().as_str()),
+            (409, "OWNER_SUSPENDED")
+        );
         let again = world.patch("/user?id=kp_1", suspend(true)).await.expect(200);
         assert_eq!(again["seq"], done["seq"]);
         world.patch("/user?id=kp_1", suspend(false)).await.expect(200);
@@ -79,7 +82,10 @@ on_both_engines! {
         world.patch("/organization/org_acme", suspend(true)).await.expect(200);
         expect(&world, &acme, ["VERIFIED", "OWNER_SUSPENDED", "OWNER_SUSPENDED"]).await;
         let answer = issue(&world, &acme, json!({ "org_code": "org_acme" })).await;
-        assert_eq!((answer.status.as_u16(), answer.error_code().as_str()), (409, "OWNER_SUSPENDED"));
+        assert_eq!(
+            (answer.status.as_u16(), answer.error_code().as_str()),
+            (409, "OWNER_SUSPENDED")
+        );
         world.patch("/organization/org_acme", suspend(false)).await.expect(200);
         expect(&world, &acme, ["VERIFIED", "VERIFIED", "VERIFIED"]).await;
     }
@@ -149,8 +155,7 @@ on_both_engines! {
 on_both_engines! {
     async fn a_deleted_scope_is_gone_from_every_key_at_once(world: World) {
         let api = world.api("profiles", &["read:profile", "write:profile"]).await;
-        let (id, secret) =
-            world.user_key(&api, "kp_1", &["read:profile", "write:profile"]).await;
+        let (id, secret) = world.user_key(&api, "kp_1", &["read:profile", "write:profile"]).await;
         let scopes = world.get(&format!("/apis/{api}/scopes")).await.expect(200);
         let write = scopes["scopes"].as_array().expect("a list").iter();
         let write = write.clone().find(|scope| scope["key"] == "write:profile").expect("a scope");

@@ -70,7 +70,10 @@ on_both_engines! {
         assert_eq!(answer.headers["cache-control"], "no-store");
         let token = answer.expect(200);
         assert_eq!(token.as_object().expect("an object").len(), 4);
-        assert_eq!((&token["expires_in"], &token["token_type"]), (&json!(86_400), &json!("bearer")));
+        assert_eq!(
+            (&token["expires_in"], &token["token_type"]),
+            (&json!(86_400), &json!("bearer"))
+        );
         let basic = format!("{id}:{secret}");
         ask(&world, &[grant], Some(&basic)).await.expect(200);
         ask(&world, &[grant, ("client_id", id)], Some(&basic)).await.expect(200);
@@ -79,7 +82,10 @@ on_both_engines! {
         assert_eq!(claims["iss"], "http://keys.test");
         assert_eq!(claims["aud"], json!(["http://keys.test/api"]), "the default audience");
         assert_eq!((&claims["azp"], &claims["gty"]), (&json!(id), &json!(["client_credentials"])));
-        assert_eq!((&claims["iat"], &claims["exp"]), (&json!(1_795_382_643), &json!(1_795_469_043)));
+        assert_eq!(
+            (&claims["iat"], &claims["exp"]),
+            (&json!(1_795_382_643), &json!(1_795_469_043))
+        );
         assert_eq!((&claims["scope"], claims["jti"].is_string()), (&token["scope"], true));
     }
 }
@@ -130,24 +136,61 @@ on_both_engines! {
         let no_api = "`audience` is no API that this application is connected to";
         for (parameters, basic, status, error, description) in [
             (vec![], None, 400, "invalid_request", "`grant_type` is missing"),
-            (vec![("grant_type", "password"), good_id, good_secret], None, 400,
-                "unsupported_grant_type", "only client_credentials is supported"),
+            (
+                vec![("grant_type", "password"), good_id, good_secret],
+                None,
+                400,
+                "unsupported_grant_type",
+                "only client_credentials is supported",
+            ),
             (vec![grant], None, 401, "invalid_client", unknown),
             (vec![grant, good_id], None, 401, "invalid_client", unknown),
-            (vec![grant, good_id, ("client_secret", "wrong")], None, 401, "invalid_client", unknown),
+            (
+                vec![grant, good_id, ("client_secret", "wrong")],
+                None,
+                401,
+                "invalid_client",
+                unknown,
+            ),
             (vec![grant, good_id, ("client_secret", "")], None, 401, "invalid_client", unknown),
             (vec![grant, ("client_id", none), good_secret], None, 401, "invalid_client", unknown),
-            (vec![grant, ("client_id", "canary"), good_secret], None, 401, "invalid_client", unknown),
+            (
+                vec![grant, ("client_id", "canary"), good_secret],
+                None,
+                401,
+                "invalid_client",
+                unknown,
+            ),
             (vec![grant], Some(format!("{id}:wrong")), 401, "invalid_client", unknown),
             (vec![grant, good_id, good_id, good_secret], None, 400, "invalid_request", twice),
-            (vec![grant, good_id, good_secret, good_secret], None, 400, "invalid_request",
-                "`client_secret` is given twice"),
-            (vec![grant, good_id, good_secret], Some(format!("{id}:{secret}")), 400,
-                "invalid_request", "credentials are given twice"),
-            (vec![grant], Some("no colon".to_owned()), 400, "invalid_request",
-                "the Authorization header is not HTTP Basic"),
-            (vec![grant, good_id, good_secret, ("audience", "https://canary.example.com")], None,
-                400, "invalid_request", no_api),
+            (
+                vec![grant, good_id, good_secret, good_secret],
+                None,
+                400,
+                "invalid_request",
+                "`client_secret` is given twice",
+            ),
+            (
+                vec![grant, good_id, good_secret],
+                Some(format!("{id}:{secret}")),
+                400,
+                "invalid_request",
+                "credentials are given twice",
+            ),
+            (
+                vec![grant],
+                Some("no colon".to_owned()),
+                400,
+                "invalid_request",
+                "the Authorization header is not HTTP Basic",
+            ),
+            (
+                vec![grant, good_id, good_secret, ("audience", "https://canary.example.com")],
+                None,
+                400,
+                "invalid_request",
+                no_api,
+            ),
         ] {
             let answer = ask(&world, &parameters, basic.as_deref()).await;
             assert_eq!(answer.headers["cache-control"], "no-store", "{parameters:?}");
@@ -258,7 +301,10 @@ on_both_engines! {
         let mut names: Vec<&str> = key.keys().map(String::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["alg", "e", "kid", "kty", "n", "use"], "nothing private");
-        assert_eq!((&key["kty"], &key["use"], &key["alg"]), (&json!("RSA"), &json!("sig"), &json!("RS256")));
+        assert_eq!(
+            (&key["kty"], &key["use"], &key["alg"]),
+            (&json!("RSA"), &json!("sig"), &json!("RS256"))
+        );
         assert!(key["kid"].as_str().expect("one").bytes().all(|b| b.is_ascii_alphanumeric()));
         assert_eq!(URL_SAFE_NO_PAD.decode(key["n"].as_str().expect("n")).expect("n").len(), 256);
 

@@ -29,22 +29,21 @@ pub(crate) enum Engine {
 
 /// Makes a test of `$name` on each engine. The body gets a fresh `World`.
 macro_rules! on_both_engines {
-    ($(#[$doc:meta])* async fn $name:ident($world:ident: World) $body:block) => {
+    ($(#[$doc:meta])* async fn $name:ident($world:ident: World $(,)?) $body:block) => {
         $(#[$doc])*
-        mod $name {
-            #[allow(unused_imports, reason = "not every test uses what its file uses")]
-            use super::*;
+        async fn $name($world: crate::world::World) $body
 
-            async fn run($world: crate::world::World) $body
+        mod $name {
+            use crate::world::{Engine, World};
 
             #[tokio::test]
             async fn sqlite() {
-                run(crate::world::World::start(crate::world::Engine::Sqlite).await).await;
+                super::$name(World::start(Engine::Sqlite).await).await;
             }
 
             #[tokio::test]
             async fn postgres() {
-                run(crate::world::World::start(crate::world::Engine::Postgres).await).await;
+                super::$name(World::start(Engine::Postgres).await).await;
             }
         }
     };

@@ -178,8 +178,6 @@ pub(super) async fn prepare(
         not_before: new.not_before,
         expires_at: new.expires_at,
         disabled_at: None,
-        revoked_at: None,
-        revoke_reason: None,
         imported: false,
         key_prefix: String::new(),
         key_suffix: String::new(),

@@ -12,8 +12,6 @@ use crate::store::{Conn, failed, row, rows};
 pub struct Membership {
     /// The user.
     pub user: UserId,
-    /// When the user joined, the last time if several; µs since the epoch.
-    pub joined_at: i64,
     /// When the user left.
     pub left_at: Option<i64>,
     /// The last change.
@@ -23,7 +21,6 @@ pub struct Membership {
 #[derive(sqlx::FromRow)]
 struct Row {
     user_id: String,
-    joined_at: i64,
     left_at: Option<i64>,
     changed_seq: i64,
 }
@@ -31,7 +28,6 @@ struct Row {
 fn membership(row: Row) -> Result<Membership> {
     Ok(Membership {
         user: user_id(&row.user_id)?,
-        joined_at: row.joined_at,
         left_at: row.left_at,
         changed_seq: row.changed_seq,
     })
@@ -68,7 +64,7 @@ pub(crate) async fn memberships_among(
         macro_rules! load {
             ($engine:ty, $c:expr) => {{
                 let mut query = QueryBuilder::<$engine>::new(
-                    "select user_id, joined_at, left_at, changed_seq
+                    "select user_id, left_at, changed_seq
                      from memberships where env_id = ",
                 );
                 query.push_bind(env.bytes().to_vec());

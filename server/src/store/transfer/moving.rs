@@ -1,8 +1,8 @@
 //! Move: carrying a store to another database, SQLite to PostgreSQL or back.
 //!
 //! Everything is carried as it is, ids, counts, audit log and change log, so that whoever followed
-//! the store can go on with it, and the data folder's counter file stays valid. The copy is compared
-//! with the source, table by table, before it is committed.
+//! the store can go on with it, and the counter file of the data folder stays valid. The copy is
+//! compared with the source, table by table, before it is committed.
 //!
 //! At no instruction are there two stores that could be served:
 //! ```text

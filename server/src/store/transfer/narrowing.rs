@@ -371,8 +371,8 @@ async fn absent_keys(conn: &mut Conn, now: i64) -> Result<u64> {
 
 /// A secret that the same store knows no longer was imported and got a peppered digest at its
 /// first use, in the same row. It stays good while that row is, which its date tells; where two
-/// rows have the date, one of them ended is enough to end it. When it ended is not looked up; a time
-/// before every question does.
+/// rows have the date, one of them ended is enough to end it. When it ended is not looked up; a
+/// time before every question does.
 async fn absent_secrets(conn: &mut Conn) -> Result<u64> {
     run!(
         conn,

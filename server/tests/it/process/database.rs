@@ -239,7 +239,8 @@ fn without_postgresql_verification_goes_on_for_the_lease_and_all_comes_back_by_i
     cluster.crash();
     let began = Instant::now();
     process.terminate();
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    println!("without its database the server took {:?} to end", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
     // A start without it says so, in a sentence.
     let output = site.serve_command(&[]).output().expect("runs");
     let said = String::from_utf8_lossy(&output.stderr);

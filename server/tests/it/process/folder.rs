@@ -102,12 +102,12 @@ on_each_engine! {
 #[test]
 fn a_file_that_is_no_database_of_keywards_is_left_alone() {
     use sqlx::{Connection, SqliteConnection};
-    let noise = |site: &Site| {
+    let noise: fn(&Site) = |site| {
         std::fs::create_dir(&site.folder).expect("a folder");
         std::fs::write(site.folder.join("keyward.db"), "minutes of the meeting\n".repeat(400))
             .expect("written");
     };
-    let foreign = |site: &Site| {
+    let foreign: fn(&Site) = |site| {
         std::fs::create_dir(&site.folder).expect("a folder");
         let path = format!("sqlite:{}?mode=rwc", site.folder.join("keyward.db").display());
         block_on(async {
@@ -117,9 +117,7 @@ fn a_file_that_is_no_database_of_keywards_is_left_alone() {
             conn.close().await.expect("closed");
         });
     };
-    let cases: [(&dyn Fn(&Site), &str); 2] =
-        [(&noise, "is not an SQLite database"), (&foreign, "not Keyward's")];
-    for (make, words) in cases {
+    for (make, words) in [(noise, "is not an SQLite database"), (foreign, "not Keyward's")] {
         let site = Site::empty(None);
         make(&site);
         let before = contents(&site.folder);
@@ -178,13 +176,12 @@ on_each_engine! {
 fn a_store_is_made_whole_or_not_at_all_on_a_disk_that_is_too_small() {
     let mut site = Site::empty(None);
     let disk = site.parent.path().join("disk");
-    let room = Room::of_kib(&disk, 64);
     site.folder = disk.join("data");
-    site.room = Some(room);
+    site.room = Some(Room::of_kib(&disk, 16_384));
+    site.room.as_ref().expect("a room").fill(64);
     refused(site.command(&["init", "--json"]), &["disk is full"]);
     refused(site.serve_command(&[]), &["disk is full"]);
-    let room = site.room.as_ref().expect("a room");
-    room.resize(16_384);
+    site.room.as_ref().expect("a room").clear();
     site.init();
     let process = site.serve();
     let token = site.token(&process);

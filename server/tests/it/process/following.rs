@@ -127,6 +127,25 @@ fn commands_on_the_folder_of_a_killed_server_do_not_wait_and_the_next_server_kno
     }
 }
 
+#[test]
+fn a_server_on_the_folder_of_a_killed_one_does_not_wait_for_the_lease_of_the_dead() {
+    let site = Site::new(Engine::Postgres);
+    let process = site.serve();
+    let token = site.token(&process);
+    site.api();
+    let keys = [site.key("ann"), site.key("bob")];
+    process.kill_dash_nine();
+    let process = site.serve();
+    let began = Instant::now();
+    let path = format!("/api/v1/api_keys/{}", keys[0].id);
+    process.wire().ask("DELETE", &path, Some(&token), "").expect("an answer").expect(200);
+    site.json(&["key", "revoke", &keys[1].id]);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    for key in &keys {
+        assert_eq!(process.verify(&token, &key.secret).verdict(), "API_KEY_REVOKED");
+    }
+}
+
 /// A supervisor starts a killed server again at once, whatever commands run meanwhile.
 #[test]
 fn a_command_never_keeps_a_server_from_starting() {

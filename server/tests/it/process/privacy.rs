@@ -1,5 +1,6 @@
 //! What others on the machine can learn of a server: nothing.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use super::*;
@@ -64,7 +65,13 @@ fn the_address_of_a_database_can_be_given_without_telling_ps() {
     assert_eq!(process.verify(&token, "k_live_x").verdict(), "API_KEY_INVALID");
     let proc = PathBuf::from(format!("/proc/{}", process.child.id()));
     for file in ["cmdline", "environ"] {
-        let bytes = std::fs::read(proc.join(file)).expect("readable by root");
+        let bytes = match std::fs::read(proc.join(file)) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && file == "environ" => {
+                assert!(!rustix::process::getuid().is_root(), "root may read everything");
+                continue;
+            }
+            read => read.expect("readable"),
+        };
         let text = String::from_utf8_lossy(&bytes);
         assert!(!text.contains(canary), "{file} shows the password");
         assert!(file != "cmdline" || text.contains("serve"), "{text}");

@@ -88,13 +88,6 @@ impl Room {
         ballast.set_len(length.saturating_sub(left_kib * 1_024)).expect("shorter");
     }
 
-    /// Makes the disk larger.
-    pub(super) fn resize(&self, kib: u32) {
-        let mut command = self.inside("mount");
-        command.args(["-o", &format!("remount,size={kib}k")]).arg(&self.disk);
-        assert!(command.status().expect("mount runs").success());
-    }
-
     /// Gives back what [`Room::fill`] took.
     pub(super) fn clear(&self) {
         std::fs::remove_file(self.outside(&self.disk.join("ballast"))).expect("a file");

@@ -60,15 +60,17 @@ impl Certificate {
     }
 }
 
-/// A server with TLS, ready once it shakes hands.
+/// A server with TLS, once it is ready.
 fn serve(site: &Site, certificate: &Certificate) -> Process {
     let flags = ["--tls-cert", &certificate.cert, "--tls-key", &certificate.key];
     let command = site.serve_command(&flags);
     let mut process = Process::spawn(command, site.address, &site.parent.path().join("log"));
-    until("the server shakes hands", || {
+    until("the server is ready", || {
         let ended = process.child.try_wait().expect("a child");
         assert!(ended.is_none(), "{}", process.log());
-        certificate.connect(site.address, &[b"http/1.1"]).map(drop)
+        let stream = certificate.connect(site.address, &[b"http/1.1"])?;
+        let reply = Wire::over(stream).ask("GET", "/readyz", None, "").ok()?;
+        (reply.status == 200).then_some(())
     });
     process
 }
