@@ -5,6 +5,8 @@
 //! verdict, bytes of resident memory per key beyond the strings, and the time of all put_key.
 //! Absolute times on a shared machine are noise; compare within one run.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads a clock")]
+
 use keyward_core::{
     ApiId, ApiRow, Decision, EnvId, EnvironmentRow, KeyId, KeyRow, Owner, Pepper, Prefix, Question,
     Scheme, ScopeId, ScopesAsked, Secret, SecretRow, Table, UserId, UserRow, sha256,
