@@ -49,7 +49,7 @@ def missing_tests():
         for crate in ("core", "server", "client")
         for file in (ROOT / crate).rglob("*.rs")
     )
-    for name in re.findall(r"Held by `([a-z0-9_]+)`", page.read_text(encoding="utf-8")):
+    for name in re.findall(r"[Hh]eld by `([a-z0-9_]+)`", page.read_text(encoding="utf-8")):
         if not re.search(rf"\bfn {name}\b", sources):
             yield f"ARCHITECTURE.md: there is no test `{name}`"
 

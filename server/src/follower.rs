@@ -325,8 +325,8 @@ impl Follower {
     /// On SQLite, tells other processes in the background and returns true.
     ///
     /// There the row is only what commands wait for. Nobody removes it while this process holds the
-    /// folder's lock, so the lease does not depend on it; and a disk that is full, or a program that
-    /// holds the write lock, must not keep the follower from reading.
+    /// folder's lock, so the lease does not depend on it; and a disk that is full, or a program
+    /// that holds the write lock, must not keep the follower from reading.
     async fn is_sqlite_told(&mut self, asked: Asked) -> bool {
         if !self.store.is_sqlite() {
             return false;

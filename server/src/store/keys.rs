@@ -138,7 +138,8 @@ pub(crate) async fn find(conn: &mut Conn, env: EnvId, id: KeyId) -> Result<Optio
         conn,
         Row,
         "select key_id, env_id, name, description, metadata, owner_kind, user_id, org_code, api_id,
-                scope_ids, issued_seq, not_before, expires_at, disabled_at, imported, key_prefix, key_suffix, created_at, created_by,
+                scope_ids, issued_seq, not_before, expires_at, disabled_at, imported, key_prefix,
+                key_suffix, created_at, created_by,
                 changed_seq, status
          from key_states where env_id = $1 and key_id = $2",
         env.bytes().as_slice(),

@@ -32,6 +32,8 @@ use crate::ops::{Action, Context};
 const BATCH_MAX: usize = 64;
 /// Longest time that a batch goes on taking further changes.
 const BATCH_TIME: Duration = Duration::from_millis(20);
+/// What a caller reads whose change was given up before its commit.
+const NOT_CHANGED: &str = "the database does not answer; nothing was changed, try again";
 /// Changes that may wait; one more is refused with 503.
 const QUEUE_MAX: usize = 4096;
 
@@ -172,9 +174,7 @@ impl Queue {
             .try_send(Message::Run(job))
             .map_err(|_| Error::unavailable("too many changes are waiting; try again"))?;
         // A job that was dropped unrun never reached the database.
-        wait.await.unwrap_or_else(|_| {
-            Err(Error::unavailable("the database does not answer; nothing was changed"))
-        })
+        wait.await.unwrap_or_else(|_| Err(Error::unavailable(NOT_CHANGED)))
     }
 
     /// Waits until every queued change is done and the writer has ended.
@@ -367,9 +367,18 @@ impl Writer {
                 }
             }
         }
+        // Whatever fails before the commit is sent takes everything along, and nothing is in doubt.
+        let mut in_doubt = false;
         let result = match broken {
             Some(error) => Err(error),
-            None => self.pools.in_time(commit(&mut tx, self.node)).await,
+            None => {
+                let mut result = self.pools.in_time(write_logs(&mut tx, self.node)).await;
+                if result.is_ok() {
+                    result = self.pools.in_time(tx.conn.raw("commit")).await;
+                    in_doubt = result.is_err();
+                }
+                result
+            }
         };
         match &result {
             Ok(()) => {
@@ -386,12 +395,13 @@ impl Writer {
         for tell in tells {
             tell(match &result {
                 Ok(()) => Ok(()),
-                Err(_) => Err(Error {
+                Err(_) if in_doubt => Err(Error {
                     code: UNCONFIRMED,
                     ..Error::unavailable(
                         "the change could not be confirmed; ask for its state before trying again",
                     )
                 }),
+                Err(_) => Err(Error::unavailable(NOT_CHANGED)),
             });
         }
         if left_over.is_some() {
@@ -430,11 +440,11 @@ async fn unwinding<T>(mut step: Step<'_, T>) -> Result<T> {
     .await
 }
 
-async fn commit(tx: &mut Tx, node: [u8; 16]) -> Result<()> {
+/// Writes the change rows and the audit records of a batch.
+async fn write_logs(tx: &mut Tx, node: [u8; 16]) -> Result<()> {
     let audit_head = tx.audit_head;
     audit::insert(&mut tx.conn, audit_head, std::mem::take(&mut tx.audits)).await?;
-    changes::insert(&mut tx.conn, node, std::mem::take(&mut tx.changes)).await?;
-    tx.conn.raw("commit").await
+    changes::insert(&mut tx.conn, node, std::mem::take(&mut tx.changes)).await
 }
 
 /// Closes a connection instead of giving it back to the pool.

@@ -88,7 +88,8 @@ on_each_engine! {
             ),
         };
         assert_eq!(numbered, 1);
-        let (before, changes) = (contents(&site.folder), site.number("select seq from change_head"));
+        let before = contents(&site.folder);
+    let changes = site.number("select seq from change_head");
         let words = ["newer Keyward", "schema 999", "start the newer binary"];
         refused(other_serve(&site), &words);
         refused(site.command(&["init"]), &words);
