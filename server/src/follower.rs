@@ -297,7 +297,11 @@ impl Follower {
         if self.must_tell(asked) && !self.tell(asked).await? {
             return Ok(false);
         }
-        self.shared.lease.renew(asked);
+        // While others do not know yet how far this process is, somebody may be waiting for the
+        // lease that its row promises, and no longer one may be taken.
+        if self.applied == self.acknowledged {
+            self.shared.lease.renew(asked);
+        }
         Ok(true)
     }
 

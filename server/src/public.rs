@@ -28,7 +28,7 @@ impl PublicCallers {
     /// # Errors
     /// `TooMany` when the address has asked too often.
     pub(crate) fn admit(&self, address: Option<IpAddr>, boot_us: i64) -> Result<()> {
-        let Some(address) = address else { return Ok(()) };
+        let Some(address) = address.map(network) else { return Ok(()) };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= ADDRESSES_MAX {
             known.retain(|_, used_up| *used_up > boot_us);
@@ -48,6 +48,15 @@ impl PublicCallers {
     pub(crate) fn forget(&self, boot_us: i64) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, used_up| *used_up > boot_us);
+    }
+}
+
+/// What counts as one caller: an IPv4 address, or an IPv6 network of 64 bits, whose addresses are
+/// all one subscriber's.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => IpAddr::from((u128::from(v6) >> 64 << 64).to_be_bytes()),
     }
 }
 

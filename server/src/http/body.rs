@@ -1,5 +1,7 @@
 //! Reading a request's body, up to a limit.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -15,7 +17,18 @@ pub(crate) enum Unreadable {
 
 /// Reads a whole body of at most `max` bytes. A body that comes in one piece, as nearly all do, is
 /// not copied.
-pub(crate) async fn read(mut body: Incoming, max: usize) -> Result<Bytes, Unreadable> {
+///
+/// A sender who stops in the middle is waited for until `patience` is over, and no longer.
+pub(crate) async fn read(
+    body: Incoming,
+    max: usize,
+    patience: Duration,
+) -> Result<Bytes, Unreadable> {
+    // A body that is there already costs no timer: it is asked for first.
+    tokio::time::timeout(patience, read_all(body, max)).await.unwrap_or(Err(Unreadable::Broken))
+}
+
+async fn read_all(mut body: Incoming, max: usize) -> Result<Bytes, Unreadable> {
     if body.size_hint().lower() > max as u64 {
         return Err(Unreadable::TooLarge);
     }

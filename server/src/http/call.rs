@@ -59,7 +59,7 @@ pub(crate) struct Reply {
     /// Whether the body holds a secret, which must be shown only once.
     pub(crate) is_secret: bool,
     /// Instead of JSON: a content type and a text.
-    pub(crate) text: Option<(&'static str, String)>,
+    pub(crate) text: Option<(&'static str, Bytes)>,
 }
 
 impl Reply {
@@ -74,8 +74,8 @@ impl Reply {
     }
 
     /// 200 with a text that is not JSON.
-    pub(crate) fn text(content_type: &'static str, text: String) -> Self {
-        Self { text: Some((content_type, text)), ..Self::ok(Value::Null) }
+    pub(crate) fn text(content_type: &'static str, text: impl Into<Bytes>) -> Self {
+        Self { text: Some((content_type, text.into())), ..Self::ok(Value::Null) }
     }
 
     /// Adds the change's sequence number.
@@ -97,7 +97,7 @@ impl Reply {
         let mut answer = match self.text {
             None => json_answer(self.status, &self.body),
             Some((content_type, text)) => {
-                let mut answer = Response::new(Full::new(Bytes::from(text)));
+                let mut answer = Response::new(Full::new(text));
                 let value = HeaderValue::from_static(content_type);
                 answer.headers_mut().insert(CONTENT_TYPE, value);
                 answer

@@ -16,7 +16,7 @@ use crate::store::audit::NewRecord;
 /// Records that may wait.
 const QUEUE_MAX: usize = 10_000;
 /// Records written in one go, and so the most in a second.
-const BATCH_MAX: usize = 1_000;
+const BATCH_MAX: usize = 100;
 /// How often the queue is written.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 

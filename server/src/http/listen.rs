@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -32,6 +32,12 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How long a connection without a request in flight is kept once the server stops, for the last
 /// answer to be written out.
 const QUIET: Duration = Duration::from_millis(500);
+/// How long a listener rests when no connection can be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+/// Most requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 128;
+/// What an HTTP/2 connection begins with that knows what it wants (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 
@@ -92,7 +98,7 @@ pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<
             Err(cause) => {
                 // Out of descriptors or the like: waiting is all that can be done.
                 tracing::warn!(%cause, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(ACCEPT_AGAIN).await;
                 continue;
             }
         };
@@ -103,11 +109,20 @@ pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<
             let _place = place;
             let connection = Arc::new(Connection::from(address.ip()));
             match tls {
-                None => converse(app, connection, stream).await,
+                None => {
+                    if let Some(version) = version_of(&app, &stream).await {
+                        converse(app, connection, stream, version).await;
+                    }
+                }
                 Some(tls) => {
                     let handshake = tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream));
                     match handshake.await {
-                        Ok(Ok(stream)) => converse(app, connection, stream).await,
+                        Ok(Ok(stream)) => {
+                            let agreed = stream.get_ref().1.alpn_protocol();
+                            let version =
+                                if agreed == Some(b"h2") { Version::Two } else { Version::One };
+                            converse(app, connection, stream, version).await;
+                        }
                         Ok(Err(_)) | Err(_) => tracing::debug!("a TLS handshake failed"),
                     }
                 }
@@ -132,7 +147,7 @@ pub(crate) async fn serve_socket(app: Arc<App>, listener: UnixListener) {
             && let Ok(peer) = stream.peer_cred()
         {
             let connection = Arc::new(Connection::operator(peer.uid()));
-            connections.spawn(converse(Arc::clone(&app), connection, stream));
+            connections.spawn(converse(Arc::clone(&app), connection, stream, Version::One));
         }
     }
     while connections.join_next().await.is_some() {}
@@ -146,14 +161,17 @@ pub(crate) async fn serve_metrics(app: Arc<App>, listener: TcpListener) {
             accepted = listener.accept() => accepted,
             _ = stop.changed() => return,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
         let app = Arc::clone(&app);
         tokio::spawn(async move {
             let service = service_fn(|request: Request<Incoming>| {
                 let answer = measure(&app, &request);
                 async move { Ok::<_, std::convert::Infallible>(answer) }
             });
-            let served = hyper::server::conn::http1::Builder::new()
+            let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(app.limits.idle_timeout)
                 .serve_connection(TokioIo::new(stream), service)
@@ -178,23 +196,47 @@ fn measure(app: &Arc<App>, request: &Request<Incoming>) -> Answer {
     }
 }
 
+/// Which HTTP a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    /// HTTP/1.1 or 1.0.
+    One,
+    /// HTTP/2.
+    Two,
+}
+
+/// Finds out which HTTP a plain connection speaks by looking at its first bytes. Nobody may keep
+/// its place by saying nothing: `None` when they do not come in time.
+async fn version_of(app: &App, stream: &TcpStream) -> Option<Version> {
+    let mut stop = app.stopping.subscribe();
+    let looking = async {
+        let mut first = [0; PREFACE.len()];
+        loop {
+            let seen = stream.peek(&mut first).await.ok().filter(|seen| *seen > 0)?;
+            let known = first.get(..seen)?;
+            if known == PREFACE {
+                return Some(Version::Two);
+            }
+            if !PREFACE.starts_with(known) {
+                return Some(Version::One);
+            }
+            // Part of the preface: the rest is on its way.
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        looked = tokio::time::timeout(app.limits.idle_timeout, looking) => looked.ok().flatten(),
+        () = stopped(&mut stop) => None,
+    }
+}
+
 /// Answers the requests of one connection, one after the other, until it ends.
-async fn converse<S>(app: Arc<App>, connection: Arc<Connection>, stream: S)
+async fn converse<S>(app: Arc<App>, connection: Arc<Connection>, stream: S, version: Version)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut stop: watch::Receiver<bool> = app.stopping.subscribe();
     let idle = app.limits.idle_timeout;
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(idle)
-        .max_buf_size(HEAD_BYTES_MAX.max(8_192))
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(idle)
-        .max_header_list_size(HEAD_BYTES_MAX as u32);
     let in_flight = Arc::new(());
     let of_requests = Arc::clone(&in_flight);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -206,22 +248,47 @@ where
             Ok::<_, std::convert::Infallible>(answer)
         }
     });
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = stopped(&mut stop) => {
-            serving.as_mut().graceful_shutdown();
-            loop {
-                tokio::select! {
-                    ended = serving.as_mut() => break ended,
-                    // The service holds one, and each request in flight another.
-                    () = tokio::time::sleep(QUIET) => if Arc::strong_count(&in_flight) <= 2 {
-                        // Half a request's head, or a reader who takes no answer.
-                        return;
-                    },
+    // The two versions' connections have no type in common, only the same words.
+    macro_rules! until_stopped {
+        ($connection:expr) => {{
+            let mut serving = pin!($connection);
+            tokio::select! {
+                ended = serving.as_mut() => ended,
+                () = stopped(&mut stop) => {
+                    serving.as_mut().graceful_shutdown();
+                    loop {
+                        tokio::select! {
+                            ended = serving.as_mut() => break ended,
+                            // The service holds one, and each request in flight another.
+                            () = tokio::time::sleep(QUIET) => {
+                                if Arc::strong_count(&in_flight) <= 2 {
+                                    // Half a request's head, or a reader who takes no answer.
+                                    return;
+                                }
+                            }
+                        }
+                    }
                 }
             }
-        }
+        }};
+    }
+    let io = TokioIo::new(stream);
+    let ended = match version {
+        Version::One => until_stopped!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(idle)
+                .max_buf_size(HEAD_BYTES_MAX)
+                .serve_connection(io, service)
+        ),
+        Version::Two => until_stopped!(
+            http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(idle)
+                .max_header_list_size(HEAD_BYTES_MAX as u32)
+                .max_concurrent_streams(STREAMS_MAX)
+                .serve_connection(io, service)
+        ),
     };
     if let Err(cause) = ended {
         tracing::debug!(cause = %cause, "a connection broke");

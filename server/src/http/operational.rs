@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::call::{Call, Reply};
@@ -15,7 +16,7 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     serde_json::from_str(OPENAPI).expect("the OpenAPI document that is compiled in is JSON")
 });
 
-static REFERENCE: LazyLock<String> = LazyLock::new(|| reference::page(&DOCUMENT));
+static REFERENCE: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(reference::page(&DOCUMENT)));
 
 /// `GET /healthz`: the process answers.
 pub(crate) async fn health(_call: Call) -> Result<Reply> {
@@ -60,7 +61,7 @@ pub(crate) async fn metrics(call: Call) -> Result<Reply> {
 
 /// `GET /openapi.json`
 pub(crate) async fn openapi(_call: Call) -> Result<Reply> {
-    Ok(Reply::text("application/json", OPENAPI.to_owned()))
+    Ok(Reply::text("application/json", Bytes::from_static(OPENAPI.as_bytes())))
 }
 
 /// `GET /reference`: the same document for people.

@@ -201,6 +201,10 @@ fn audiences(
     let mut held: Vec<String> = Vec::new();
     let given: Vec<&str> = asked.iter().map(String::as_str).filter(|a| !a.is_empty()).collect();
     let given = if given.is_empty() { vec![management.as_str()] } else { given };
+    // Scopes of two APIs in one token could not be told apart by either of them.
+    if given.iter().any(|audience| Some(audience) != given.first()) {
+        return Err(bad("invalid_request", "ask for one `audience` at a time"));
+    }
     for audience in given {
         if audiences.iter().any(|one| one == audience) {
             continue;

@@ -3,7 +3,7 @@
 use keyward_core::{ApiId, AppId, EnvId, ScopeId};
 use serde_json::json;
 
-use super::{Action, Context};
+use super::{Action, Actor, Context};
 use crate::error::{Error, Result};
 use crate::store::apis::{Api, Scope};
 use crate::store::{Committed, Fact, Outcome, Store, Touched, Tx, apis, applications};
@@ -196,7 +196,9 @@ pub async fn connect(
                     }
                 }
                 if connected.is_empty() && parted.is_empty() {
-                    return Ok(Outcome::Reached((connected, parted), found.changed_seq));
+                    // A connection has no number of its own; the head is never too early.
+                    let seq = (tx.seq() - 1).max(found.changed_seq);
+                    return Ok(Outcome::Reached((connected, parted), seq));
                 }
                 let words = |apps: &[AppId]| apps.iter().map(AppId::to_string).collect::<Vec<_>>();
                 let after = json!({
@@ -213,7 +215,8 @@ pub async fn connect(
 /// Gives an application a scope of an API, or takes it away.
 ///
 /// # Errors
-/// `NotFound` for the API, the application or the scope; `Invalid` when they are not connected.
+/// `NotFound` for the API, the application or the scope; `Invalid` when they are not connected;
+/// `Forbidden` when an application gives away a management scope that it does not hold.
 pub async fn grant(
     store: &Store,
     env: EnvId,
@@ -223,6 +226,7 @@ pub async fn grant(
 ) -> Result<Committed<()>> {
     let action =
         if wanted { Action::ApplicationScopeGranted } else { Action::ApplicationScopeTaken };
+    let actor = context.actor.clone();
     store
         .write(env, context, action, move |tx| {
             Box::pin(async move {
@@ -231,6 +235,14 @@ pub async fn grant(
                     return Err(Error::not_found("application"));
                 }
                 let scope = existing_scope(tx, env, api, id).await?;
+                if let Actor::Application(caller) = actor
+                    && wanted
+                    && found.is_management
+                    && !applications::holds(&mut tx.conn, caller, id).await?
+                {
+                    let public = "an application can give away only management scopes it holds";
+                    return Err(Error::forbidden("INSUFFICIENT_SCOPE", public));
+                }
                 let changed = if wanted {
                     let connected = applications::connected(&mut tx.conn, env, api).await?;
                     if !connected.iter().any(|one| one.app == app) {

@@ -4,7 +4,7 @@ use keyward_core::{AppId, EnvId, Pepper};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Action, Context};
+use super::{Action, Actor, Context};
 use crate::error::{Error, Result};
 use crate::store::applications::Application;
 use crate::store::{Committed, Fact, Outcome, Store, Touched, Tx, applications};
@@ -68,7 +68,7 @@ pub async fn create(
 /// Renames an application, disables or enables it. Its tokens stop while it is disabled.
 ///
 /// # Errors
-/// `NotFound`.
+/// `NotFound`; `Forbidden` when an application enables one with more management scopes.
 pub async fn update(
     store: &Store,
     env: EnvId,
@@ -77,6 +77,7 @@ pub async fn update(
     name: Option<String>,
     enabled: Option<bool>,
 ) -> Result<Committed<()>> {
+    let actor = context.actor.clone();
     store
         .write(env, context, Action::ApplicationUpdated, move |tx| {
             Box::pin(async move {
@@ -85,6 +86,9 @@ pub async fn update(
                     json!({ "name": row.name, "enabled": row.disabled_at.is_none() })
                 };
                 let before = state(&row);
+                if enabled == Some(true) && row.disabled_at.is_some() {
+                    refuse_more_powerful(tx, env, &actor, id).await?;
+                }
                 row.name = name.unwrap_or(row.name);
                 match enabled {
                     Some(true) => row.disabled_at = None,
@@ -130,7 +134,8 @@ pub async fn delete(
 /// Gives an application a new client secret; the present one stays good for `overlap_us`.
 ///
 /// # Errors
-/// `NotFound`; `Invalid` for an overlap beyond [`OVERLAP_MAX_US`].
+/// `NotFound`; `Invalid` for an overlap beyond [`OVERLAP_MAX_US`]; `Forbidden` when an application
+/// asks for the secret of one with more management scopes.
 pub async fn rotate_secret(
     store: &Store,
     env: EnvId,
@@ -142,10 +147,12 @@ pub async fn rotate_secret(
     if !(0..=OVERLAP_MAX_US).contains(&overlap_us) {
         return Err(Error::invalid("BAD_OVERLAP", "the overlap is between 0 s and 30 days"));
     }
+    let actor = context.actor.clone();
     store
         .write(env, context, Action::ApplicationSecretRotated, move |tx| {
             Box::pin(async move {
                 let mut row = existing(tx, env, id).await?;
+                refuse_more_powerful(tx, env, &actor, id).await?;
                 let now = tx.now;
                 applications::expire_secrets(&mut tx.conn, id, now + overlap_us, now).await?;
                 let secret = new_client_secret(tx, id, &pepper).await?;
@@ -156,6 +163,17 @@ pub async fn rotate_secret(
             })
         })
         .await
+}
+
+/// An application must not come by another's rights: by its secret, or by enabling it again.
+async fn refuse_more_powerful(tx: &mut Tx, env: EnvId, actor: &Actor, target: AppId) -> Result<()> {
+    let Actor::Application(caller) = actor else { return Ok(()) };
+    let beyond = applications::management_scopes_beyond(&mut tx.conn, env, target, *caller).await?;
+    if beyond == 0 {
+        return Ok(());
+    }
+    let public = "that application holds management scopes which the caller does not hold";
+    Err(Error::forbidden("INSUFFICIENT_SCOPE", public))
 }
 
 async fn existing(tx: &mut Tx, env: EnvId, id: AppId) -> Result<Application> {

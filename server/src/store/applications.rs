@@ -334,3 +334,36 @@ pub(crate) async fn ungrant(conn: &mut Conn, app: AppId, scope: ScopeId) -> Resu
     )?;
     Ok(touched > 0)
 }
+
+/// How many scopes of the management API `target` holds and `caller` does not.
+pub(crate) async fn management_scopes_beyond(
+    conn: &mut Conn,
+    env: EnvId,
+    target: AppId,
+    caller: AppId,
+) -> Result<i64> {
+    let found = row!(
+        conn,
+        (i64,),
+        "select count(*) from application_scopes t join apis a on a.api_id = t.api_id
+         where t.env_id = $1 and t.app_id = $2 and a.is_management = 1 and not exists
+             (select 1 from application_scopes c
+              where c.app_id = $3 and c.scope_id = t.scope_id)",
+        env.bytes().as_slice(),
+        target.bytes().as_slice(),
+        caller.bytes().as_slice(),
+    )?;
+    Ok(found.map_or(0, |(count,)| count))
+}
+
+/// Whether `app` holds the scope `scope`.
+pub(crate) async fn holds(conn: &mut Conn, app: AppId, scope: ScopeId) -> Result<bool> {
+    let found = row!(
+        conn,
+        (i64,),
+        "select count(*) from application_scopes where app_id = $1 and scope_id = $2",
+        app.bytes().as_slice(),
+        scope.bytes().as_slice(),
+    )?;
+    Ok(found.is_some_and(|(count,)| count > 0))
+}

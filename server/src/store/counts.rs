@@ -224,13 +224,17 @@ async fn close(conn: &mut Conn, id: [u8; 16], now: i64) -> Result<()> {
         for count in &page {
             let known = row!(
                 conn,
-                (i64, Vec<u8>),
-                "select verified, refused from key_usage where key_id = $1 and file_id = $2",
+                (i64, Vec<u8>, i64, Option<String>),
+                "select verified, refused, last_at, last_address from key_usage
+                 where key_id = $1 and file_id = $2",
                 count.key.bytes().as_slice(),
                 SUM.as_slice(),
             )?;
             let mut sum = count.clone();
-            if let Some((verified, refused)) = known {
+            if let Some((verified, refused, last_at, last_address)) = known {
+                if last_at > sum.last_at {
+                    (sum.last_at, sum.last_address) = (last_at, last_address);
+                }
                 sum.verified += u64::try_from(verified).unwrap_or(0);
                 for (to, from) in sum.refused.iter_mut().zip(refused.as_chunks::<8>().0) {
                     *to += u64::from_be_bytes(*from);

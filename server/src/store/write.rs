@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Conn, Pools, Store, Unfinished, audit, changes, idempotency};
 use crate::clock::{Clock, Entropy};
-use crate::error::{Error, Result, UNCONFIRMED};
+use crate::error::{Error, Kind, Result, UNCONFIRMED};
 use crate::ops::{Action, Context};
 
 /// Most changes in one transaction.
@@ -130,6 +130,14 @@ struct Ran {
 impl Ran {
     fn new<T: Send + 'static>(result: Result<T>, answer: oneshot::Sender<Result<T>>) -> Self {
         let keep = result.is_ok();
+        // What fails before the commit has changed nothing, and the caller should know.
+        let result = result.map_err(|error| {
+            if error.kind == Kind::Unavailable {
+                Error::unavailable(NOT_CHANGED).because(error)
+            } else {
+                error
+            }
+        });
         // OK to ignore a caller that has gone away: the change stands all the same.
         let tell: Tell = Box::new(move |committed| {
             let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
@@ -321,7 +329,8 @@ impl Writer {
             // one go sees a snapshot from before the wait. 7_163_001 is "K" of consistency.md.
             Conn::Postgres(_) => {
                 conn.raw(
-                    "begin; set local idle_in_transaction_session_timeout = '1s'; \
+                    "begin isolation level read committed; \
+                     set local idle_in_transaction_session_timeout = '1s'; \
                      set local synchronous_commit = on; select pg_advisory_xact_lock(7163001)",
                 )
                 .await?;
@@ -380,6 +389,7 @@ impl Writer {
                 result
             }
         };
+        let mut broken_conn = None;
         match &result {
             Ok(()) => {
                 let head = tx.head;
@@ -389,7 +399,7 @@ impl Writer {
             // The connection goes with the transaction: its state is not known.
             Err(error) => {
                 tracing::error!(cause = error.chain(), "a write transaction failed");
-                discard(tx.conn).await;
+                broken_conn = Some(tx.conn);
             }
         }
         for tell in tells {
@@ -403,6 +413,10 @@ impl Writer {
                 }),
                 Err(_) => Err(Error::unavailable(NOT_CHANGED)),
             });
+        }
+        // After everybody has been told: saying goodbye over a network that was cut can take long.
+        if let Some(conn) = broken_conn {
+            tokio::spawn(discard(conn));
         }
         if left_over.is_some() {
             drop(self.idle.take());
