@@ -27,7 +27,7 @@ pub struct Denied {
 }
 
 impl Denied {
-    /// A queue, and the end that [`write`] empties.
+    /// A queue, and the end that [`write()`] empties.
     pub(crate) fn new() -> (Self, mpsc::Receiver<NewRecord>) {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
         (Self { queue, dropped: AtomicU64::new(0) }, inbox)
