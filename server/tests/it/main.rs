@@ -23,6 +23,7 @@ mod model;
 mod owners;
 mod process;
 mod public;
+mod rights;
 mod tidy;
 mod tokens;
 mod verify;

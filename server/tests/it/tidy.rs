@@ -9,7 +9,7 @@ const TEST_LINE_MAX: usize = 120;
 /// Longest function, in lines. It may be lowered, never raised.
 const FUNCTION_LINES_MAX: usize = 90;
 /// Longest file, in lines. It may be lowered, never raised.
-const FILE_LINES_MAX: usize = 850;
+const FILE_LINES_MAX: usize = 809;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_path_buf()
