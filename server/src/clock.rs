@@ -6,6 +6,7 @@
 //! the boot-time elapsed since it was asked, so that a node whose wall clock is wrong is not wrong
 //! about keys.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -168,7 +169,31 @@ pub fn rfc3339(us: i64) -> String {
 }
 
 /// Appends `us` as [`rfc3339`] does, without allocating when `out` has 24 bytes of room.
+///
+/// Each thread keeps its last text and writes only the milliseconds anew within the same second:
+/// most times that are written are the present.
 pub fn write_rfc3339(us: i64, out: &mut Vec<u8>) {
+    thread_local! {
+        static LAST: RefCell<(i64, Vec<u8>)> = const { RefCell::new((i64::MIN, Vec::new())) };
+    }
+    let second = us.div_euclid(1_000_000);
+    LAST.with_borrow_mut(|(of, text)| {
+        if *of != second {
+            *of = second;
+            text.clear();
+            print_rfc3339(us, text);
+        } else if let Some([.., hundreds, tens, ones, _]) = text.get_mut(..) {
+            // OK to truncate: each is one digit.
+            let millis = us.rem_euclid(1_000_000) / 1_000;
+            *hundreds = b'0' + (millis / 100) as u8;
+            *tens = b'0' + (millis / 10 % 10) as u8;
+            *ones = b'0' + (millis % 10) as u8;
+        }
+        out.extend_from_slice(text);
+    });
+}
+
+fn print_rfc3339(us: i64, out: &mut Vec<u8>) {
     static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
     let at = jiff::Timestamp::from_microsecond(us).unwrap_or(jiff::Timestamp::MAX);
     PRINTER.print_timestamp(&at, out).expect("a vector takes every byte");
@@ -177,4 +202,32 @@ pub fn write_rfc3339(us: i64, out: &mut Vec<u8>) {
 /// Reads an RFC 3339 time with any offset; µs since the epoch.
 pub fn parse_rfc3339(text: &str) -> Option<i64> {
     text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_microsecond)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_time_is_written_the_same_whatever_was_written_before(
+            times in prop::collection::vec((0i64..3, 0i64..1_000_000), 1..20),
+            first in -1_000_000_000i64..4_000_000_000,
+        ) {
+            for (second, us) in times {
+                let at = (first + second) * 1_000_000 + us;
+                let mut plain = Vec::new();
+                print_rfc3339(at, &mut plain);
+                prop_assert_eq!(rfc3339(at).into_bytes(), plain);
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_has_milliseconds_that_are_cut_and_not_rounded() {
+        assert_eq!(rfc3339(1_795_402_709_000_999), "2026-11-23T02:58:29.000Z");
+        assert_eq!(rfc3339(1_795_402_709_999_999), "2026-11-23T02:58:29.999Z");
+        assert_eq!(rfc3339(-1), "1969-12-31T23:59:59.999Z");
+    }
 }

@@ -7,6 +7,7 @@ use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
 
 use super::tokens::{Bearer, Remembered};
+use super::turn::Turn;
 use crate::App;
 use crate::directory::{Directory, Tenant};
 use crate::error::{Error, Result};
@@ -23,17 +24,25 @@ pub(crate) struct Connection {
     /// The token that came last on it. OK to lock: one connection has one request at a time, or a
     /// few over HTTP/2, and the lock is held for a clone.
     last: Mutex<Option<Arc<Remembered>>>,
+    /// Whose turn it is on it.
+    pub(crate) turn: Turn,
+    /// Whether many requests can be under way on it at once.
+    pub(crate) is_shared: bool,
 }
 
 impl Connection {
-    /// A connection from `address`.
-    pub(crate) fn from(address: IpAddr) -> Self {
-        Self { address: Some(address.to_canonical()), operator: None, last: Mutex::default() }
+    /// A connection from `address`; `is_shared` when many requests can be under way at once.
+    pub(crate) fn from(address: IpAddr, is_shared: bool) -> Self {
+        Self::new(Some(address.to_canonical()), None, is_shared)
     }
 
     /// A connection by the operator's socket, of the account `uid`.
     pub(crate) fn operator(uid: u32) -> Self {
-        Self { address: None, operator: Some(format!("uid {uid}")), last: Mutex::default() }
+        Self::new(None, Some(format!("uid {uid}")), false)
+    }
+
+    fn new(address: Option<IpAddr>, operator: Option<String>, is_shared: bool) -> Self {
+        Self { address, operator, last: Mutex::default(), turn: Turn::default(), is_shared }
     }
 }
 

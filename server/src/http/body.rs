@@ -6,6 +6,8 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
+use super::auth::Connection;
+
 /// Why a body could not be read.
 #[derive(Debug)]
 pub(crate) enum Unreadable {
@@ -18,14 +20,20 @@ pub(crate) enum Unreadable {
 /// Reads a whole body of at most `max` bytes. A body that comes in one piece, as nearly all do, is
 /// not copied.
 ///
-/// A sender who stops in the middle is waited for until `patience` is over, and no longer.
+/// A sender who stops in the middle is waited for until `patience` is over, and no longer: on a
+/// connection of its own the watch over its silence sees to that, which costs a request no timer.
 pub(crate) async fn read(
+    connection: &Connection,
     body: Incoming,
     max: usize,
     patience: Duration,
 ) -> Result<Bytes, Unreadable> {
-    // A body that is there already costs no timer: it is asked for first.
-    tokio::time::timeout(patience, read_all(body, max)).await.unwrap_or(Err(Unreadable::Broken))
+    let _awaited = connection.turn.wait_for_body();
+    let reading = read_all(body, max);
+    if !connection.is_shared {
+        return reading.await;
+    }
+    tokio::time::timeout(patience, reading).await.unwrap_or(Err(Unreadable::Broken))
 }
 
 async fn read_all(mut body: Incoming, max: usize) -> Result<Bytes, Unreadable> {

@@ -1,27 +1,27 @@
-//! Listeners: TCP with or without TLS, the operator's socket, and metrics for machines.
+//! Listeners: TCP with or without TLS, the operator's socket, and metrics for machines. What is said
+//! on an accepted connection is `converse`'s.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::Connection;
 use super::call::{Answer, Reply};
-use super::{error, operational, routes, verify};
+use super::converse::{Version, converse, version_of};
+use super::{error, operational};
 use crate::App;
 use crate::error::{Error, Result};
 
@@ -29,17 +29,8 @@ use crate::error::{Error, Result};
 const BACKLOG: u32 = 1_024;
 /// How long a TLS handshake may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// How long a connection without a request in flight is kept once the server stops, for the last
-/// answer to be written out.
-const QUIET: Duration = Duration::from_millis(500);
 /// How long a listener rests when no connection can be accepted.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
-/// Most requests at once on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 128;
-/// What an HTTP/2 connection begins with that knows what it wants (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0";
-/// Most bytes of a request's head.
-const HEAD_BYTES_MAX: usize = 32 * 1024;
 
 /// Binds `address`. A port that a killed server held can be bound again at once.
 ///
@@ -107,11 +98,10 @@ pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<
         let (app, tls) = (Arc::clone(&app), tls.clone());
         connections.spawn(async move {
             let _place = place;
-            let connection = Arc::new(Connection::from(address.ip()));
             match tls {
                 None => {
                     if let Some(version) = version_of(&app, &stream).await {
-                        converse(app, connection, stream, version).await;
+                        converse(app, from(address, version), stream, version).await;
                     }
                 }
                 Some(tls) => {
@@ -121,7 +111,7 @@ pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<
                             let agreed = stream.get_ref().1.alpn_protocol();
                             let version =
                                 if agreed == Some(b"h2") { Version::Two } else { Version::One };
-                            converse(app, connection, stream, version).await;
+                            converse(app, from(address, version), stream, version).await;
                         }
                         Ok(Err(_)) | Err(_) => tracing::debug!("a TLS handshake failed"),
                     }
@@ -131,6 +121,10 @@ pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+fn from(address: SocketAddr, version: Version) -> Arc<Connection> {
+    Arc::new(Connection::from(address.ip(), version == Version::Two))
 }
 
 /// Serves the operator's socket until the server stops.
@@ -194,127 +188,4 @@ fn measure(app: &Arc<App>, request: &Request<Incoming>) -> Answer {
             .map_or_else(|unready| error::answer(&unready), Reply::into_answer),
         _ => error::answer(&Error::not_found("route")),
     }
-}
-
-/// Which HTTP a connection speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
-    /// HTTP/1.1 or 1.0.
-    One,
-    /// HTTP/2.
-    Two,
-}
-
-/// Finds out which HTTP a plain connection speaks by looking at its first bytes. Nobody may keep
-/// its place by saying nothing: `None` when they do not come in time.
-async fn version_of(app: &App, stream: &TcpStream) -> Option<Version> {
-    let mut stop = app.stopping.subscribe();
-    let looking = async {
-        let mut first = [0; PREFACE.len()];
-        loop {
-            let seen = stream.peek(&mut first).await.ok().filter(|seen| *seen > 0)?;
-            let known = first.get(..seen)?;
-            if known == PREFACE {
-                return Some(Version::Two);
-            }
-            if !PREFACE.starts_with(known) {
-                return Some(Version::One);
-            }
-            // Part of the preface: the rest is on its way.
-            tokio::time::sleep(ACCEPT_AGAIN).await;
-        }
-    };
-    tokio::select! {
-        looked = tokio::time::timeout(app.limits.idle_timeout, looking) => looked.ok().flatten(),
-        () = stopped(&mut stop) => None,
-    }
-}
-
-/// Answers the requests of one connection, one after the other, until it ends.
-async fn converse<S>(app: Arc<App>, connection: Arc<Connection>, stream: S, version: Version)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut stop: watch::Receiver<bool> = app.stopping.subscribe();
-    let idle = app.limits.idle_timeout;
-    let in_flight = Arc::new(());
-    let of_requests = Arc::clone(&in_flight);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (app, connection) = (Arc::clone(&app), Arc::clone(&connection));
-        let one = Arc::clone(&of_requests);
-        async move {
-            let answer = answer(&app, &connection, request).await;
-            drop(one);
-            Ok::<_, std::convert::Infallible>(answer)
-        }
-    });
-    // The two versions' connections have no type in common, only the same words.
-    macro_rules! until_stopped {
-        ($connection:expr) => {{
-            let mut serving = pin!($connection);
-            tokio::select! {
-                ended = serving.as_mut() => ended,
-                () = stopped(&mut stop) => {
-                    serving.as_mut().graceful_shutdown();
-                    loop {
-                        tokio::select! {
-                            ended = serving.as_mut() => break ended,
-                            // The service holds one, and each request in flight another.
-                            () = tokio::time::sleep(QUIET) => {
-                                if Arc::strong_count(&in_flight) <= 2 {
-                                    // Half a request's head, or a reader who takes no answer.
-                                    return;
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }};
-    }
-    let io = TokioIo::new(stream);
-    let ended = match version {
-        Version::One => until_stopped!(
-            http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(idle)
-                .max_buf_size(HEAD_BYTES_MAX)
-                .serve_connection(io, service)
-        ),
-        Version::Two => until_stopped!(
-            http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .keep_alive_interval(idle)
-                .max_header_list_size(HEAD_BYTES_MAX as u32)
-                .max_concurrent_streams(STREAMS_MAX)
-                .serve_connection(io, service)
-        ),
-    };
-    if let Err(cause) = ended {
-        tracing::debug!(cause = %cause, "a connection broke");
-    }
-}
-
-/// Ends when the server is told to.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // OK to ignore: the sender lives as long as the app that every connection holds.
-    let _ = stop.wait_for(|stopping| *stopping).await;
-}
-
-/// The way of a request: verification has one of its own, everything else goes by the route table.
-async fn answer(app: &Arc<App>, connection: &Connection, request: Request<Incoming>) -> Answer {
-    if request.uri().path() == "/api/v1/api_keys/verify"
-        && request.method() == Method::POST
-        && request.uri().query().is_none()
-    {
-        let (head, body) = request.into_parts();
-        let directory = app.shared.directory.load_full();
-        let authority = head.uri.authority().map(hyper::http::uri::Authority::as_str);
-        let host = routes::host(authority, &head.headers);
-        let Some(tenant) = directory.by_host(host) else {
-            return error::nobody_there(&directory);
-        };
-        return verify::answer_for(app, connection, &directory, tenant, &head.headers, body).await;
-    }
-    routes::answer(app, connection, request).await
 }

@@ -316,7 +316,7 @@ async fn run(
             app.limits.body_bytes_max
         }
     };
-    let body = match body::read(body, max, app.limits.idle_timeout).await {
+    let body = match body::read(request.connection, body, max, app.limits.idle_timeout).await {
         Ok(body) => body,
         // What probes send along with a public question does not matter.
         Err(Unreadable::TooLarge) if takes_nothing(route) => Bytes::new(),

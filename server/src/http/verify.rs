@@ -143,7 +143,7 @@ pub(crate) async fn answer_for(
         Err(denied) => return error::answer(&denied),
     };
     let max = app.limits.body_bytes_max;
-    let body = match body::read(body, max, app.limits.idle_timeout).await {
+    let body = match body::read(connection, body, max, app.limits.idle_timeout).await {
         Ok(body) => body,
         Err(Unreadable::TooLarge) => return routes::too_large(max),
         Err(Unreadable::Broken) => {
