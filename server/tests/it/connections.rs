@@ -155,6 +155,25 @@ on_both_engines! {
     }
 }
 
+#[tokio::test]
+async fn head_has_no_body_over_http_2_either() {
+    let world = World::start(Engine::Sqlite).await;
+    let stream = TcpStream::connect(world.address()).await.expect("connects");
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("speaks HTTP/2");
+    tokio::spawn(connection);
+    let mut ask = async |method: &str| {
+        let request = Request::builder().method(method).uri("http://keys.test/openapi.json");
+        let request = request.body(Full::<Bytes>::default()).expect("a request");
+        let response = sender.send_request(request).await.expect("an answer");
+        let length = response.headers()["content-length"].to_str().expect("a text").to_owned();
+        (length, response.into_body().collect().await.expect("a whole body").to_bytes().len())
+    };
+    let (length, got) = ask("GET").await;
+    assert_eq!(ask("HEAD").await, (length, 0));
+    assert!(got > 0);
+}
+
 /// Sends bytes as they are; what comes back until the server closes or has said `enough`.
 async fn raw(world: &World, bytes: &[u8], enough: &str) -> String {
     let mut stream = TcpStream::connect(world.address()).await.expect("connects");
