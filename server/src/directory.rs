@@ -106,21 +106,32 @@ struct ClientSecret {
     digest: Digest,
     pepper_id: u32,
     expires_at: Option<i64>,
+    generation: i64,
 }
 
 impl Client {
-    /// Whether `secret` is one of the application's at `now` µs since the epoch. Every stored
-    /// digest is compared, so that the time taken says nothing.
-    pub fn knows(&self, secret: &str, secrets: &Secrets, now: i64) -> bool {
+    /// If `secret` is one of the application's at `now` µs since the epoch: the generation of the
+    /// tokens that are got with it. Every stored digest is compared, so that the time taken says
+    /// nothing.
+    pub fn knows(&self, secret: &str, secrets: &Secrets, now: i64) -> Option<i64> {
         let peppers = secrets.peppers();
-        let mut known = false;
+        let mut known = None;
         for stored in &self.secrets {
             for pepper in peppers.iter().filter(|pepper| pepper.id() == stored.pepper_id) {
                 let same = pepper.digest(secret.as_bytes()) == stored.digest;
-                known |= same && stored.expires_at.is_none_or(|at| now < at);
+                if same && stored.expires_at.is_none_or(|at| now < at) {
+                    known = Some(stored.generation);
+                }
             }
         }
         known
+    }
+
+    /// Until when tokens of `generation` are good, µs since the epoch: as long as the secret that
+    /// they were got with. `None` when they have ended, and while the application may not act.
+    pub fn tokens_end_at(&self, generation: i64) -> Option<i64> {
+        let of = self.secrets.iter().find(|secret| secret.generation == generation)?;
+        self.enabled.then(|| of.expires_at.unwrap_or(i64::MAX))
     }
 }
 
@@ -234,6 +245,7 @@ async fn clients(
                 digest: secret.digest,
                 pepper_id: secret.pepper_id,
                 expires_at: secret.expires_at,
+                generation: secret.generation,
             });
         }
     }

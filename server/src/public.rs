@@ -77,4 +77,14 @@ mod tests {
         let other = Some(IpAddr::from([203, 0, 113, 8]));
         assert!(callers.admit(other, 60_000_000).is_ok());
     }
+
+    #[test]
+    fn the_addresses_of_one_ipv6_network_share_one_limit() {
+        let callers = PublicCallers::default();
+        let admit = |text: String| callers.admit(text.parse().ok(), 0).is_ok();
+        let admitted = (0..10 * BURST).filter(|n| admit(format!("2001:db8::{n:x}:1")));
+        assert_eq!(admitted.count() as i64, BURST);
+        assert!(!admit("2001:db8::ffff:ffff:ffff:ffff".to_owned()), "the last of the network");
+        assert!(admit("2001:db8:0:1::1".to_owned()), "the first of the next");
+    }
 }

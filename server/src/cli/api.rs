@@ -84,7 +84,7 @@ pub(super) async fn run(command: ApiCommand, session: &Session) -> Result<()> {
             create(session, audience, name, scope).await
         }
         ApiCommand::Show { api } => show(session, &api).await,
-        ApiCommand::Delete { api } => delete(session, &api).await,
+        ApiCommand::Delete { api } => session.deleted(delete(session, &api).await).await,
         ApiCommand::Scope(ScopeCommand::Add { api, key, description }) => {
             add_scope(session, &api, key, description).await
         }
@@ -92,7 +92,7 @@ pub(super) async fn run(command: ApiCommand, session: &Session) -> Result<()> {
             describe_scope(session, &api, &scope, description).await
         }
         ApiCommand::Scope(ScopeCommand::Delete { api, scope }) => {
-            delete_scope(session, &api, &scope).await
+            session.deleted(delete_scope(session, &api, &scope).await).await
         }
     }
 }

@@ -112,7 +112,9 @@ pub(super) async fn run(command: AppCommand, session: &Session) -> Result<()> {
         AppCommand::Enable { client_id } => {
             update(session, id(&client_id)?, None, Some(true), "enabled").await
         }
-        AppCommand::Delete { client_id } => delete(session, id(&client_id)?).await,
+        AppCommand::Delete { client_id } => {
+            session.deleted(delete(session, id(&client_id)?).await).await
+        }
         AppCommand::RotateSecret { client_id, overlap } => {
             rotate_secret(session, id(&client_id)?, overlap).await
         }

@@ -219,11 +219,14 @@ async fn list(session: &Session, flags: ListFlags) -> Result<()> {
     let mut found = keys::page(&mut conn, env, &filter, after, flags.limit + 1).await?;
     let has_more = cut(&mut found, flags.limit);
     let names = ScopeNames::of(&mut conn, &found).await?;
-    let mut rows = Vec::with_capacity(found.len());
-    for key in &found {
-        let used = counts::of_key(&mut conn, env, key.key).await?;
-        rows.push(wire::key(key, &used, &names));
-    }
+    let ids: Vec<KeyId> = found.iter().map(|key| key.key).collect();
+    let uses = counts::of_keys(&mut conn, env, &ids).await?;
+    let unused = counts::Use::default();
+    let rows = found.iter().map(|key| {
+        let used = uses.get(&key.key).unwrap_or(&unused);
+        wire::key(key, used, &names)
+    });
+    let rows = rows.collect();
     let columns = [
         ("ID", "id"),
         ("NAME", "name"),

@@ -13,14 +13,14 @@ use keyward_core::EnvId;
 use super::out::Out;
 use crate::clock::{Clock, Entropy};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
 use crate::lease::{self, Settle};
 use crate::ops::{Actor, Context};
 use crate::secrets::Keyring;
 use crate::store::environments::Environment;
 use crate::store::schema::{self, Found};
-use crate::store::{Committed, Location, Store, environments, nodes, transfer};
+use crate::store::{Committed, Location, Store, changes, environments, nodes, transfer};
 
 /// How often the folder's lock is tried while a change waits for the server that held it.
 const TRY_LOCK_EVERY: Duration = Duration::from_millis(50);
@@ -75,6 +75,16 @@ impl Session {
     pub(super) async fn widened<T>(&self, done: Committed<T>) -> Result<T> {
         self.settle(done.seq, Settle::Widening).await?;
         Ok(done.value)
+    }
+
+    /// Passes on how a deletion went. One that finds nothing may repeat one that was cut off, so it
+    /// waits like that one before it says that the thing is gone.
+    pub(super) async fn deleted<T>(&self, result: Result<T>) -> Result<T> {
+        if result.as_ref().is_err_and(|error| error.kind == Kind::NotFound) {
+            let (head, _) = changes::head_and_nonce(&mut self.store.read().await?, -1).await?;
+            self.settle(head, Settle::Narrowing).await?;
+        }
+        result
     }
 
     async fn settle(&self, seq: i64, settle: Settle) -> Result<()> {

@@ -26,6 +26,9 @@ pub(crate) struct Claims {
     pub(crate) scope: String,
     #[serde(default)]
     pub(crate) gty: Vec<String>,
+    /// Which of the application's secrets it was got with, and since when that one's tokens count:
+    /// exact, where `iat` has whole seconds.
+    pub(crate) generation: i64,
 }
 
 /// One audience or several; ours are always written as a list.

@@ -93,11 +93,9 @@ pub(crate) async fn list(call: Call) -> Result<Reply> {
     let has_more = keys.len() as i64 > size;
     keys.truncate(usize::try_from(size).unwrap_or(0));
     let names = ScopeNames::of(&mut conn, &keys).await?;
-    let mut shown = Vec::with_capacity(keys.len());
-    for key in &keys {
-        let used = wire::use_of(&call.app, &mut conn, key).await?;
-        shown.push(wire::key(key, &used, &names));
-    }
+    let uses = wire::uses_of(&call.app, &mut conn, call.env, &keys).await?;
+    let each = keys.iter().zip(&uses);
+    let shown: Vec<Value> = each.map(|(key, used)| wire::key(key, used, &names)).collect();
     Ok(Reply::ok(json!({
         "code": "OK",
         "message": "Success",

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use hyper::{HeaderMap, StatusCode};
+use hyper::{HeaderMap, Method, StatusCode};
 use keyward_core::EnvId;
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use super::error;
 use super::json::put;
 use super::routes::{Answering, Route, finish};
 use crate::App;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::lease::Settle;
 use crate::ops::{Actor, IdempotencyKey};
 use crate::store::changes;
@@ -33,7 +33,7 @@ pub(crate) async fn write(
     };
     let Some(key) = key else {
         // A task of its own: a caller who hangs up must not leave a change unacknowledged half-way.
-        return finish(detached(handler(call)).await);
+        return finish(detached(handled(route, handler, call)).await);
     };
     let (app, env) = (Arc::clone(&call.app), call.env);
     match earlier(&app, env, &key).await {
@@ -43,7 +43,7 @@ pub(crate) async fn write(
     }
     call.context.idempotency = Some(key.clone());
     let (keeper, kept_key) = (Arc::clone(&app), key.clone());
-    let handled = handler(call);
+    let handled = handled(route, handler, call);
     let done = detached(Box::pin(async move {
         let reply = handled.await?;
         keep(&keeper, env, &kept_key, &reply).await;
@@ -57,6 +57,23 @@ pub(crate) async fn write(
         },
         done => finish(done),
     }
+}
+
+/// What the handler replies. A DELETE that finds nothing may be the repeat of one whose answer was
+/// cut off, and whoever is told that a thing is gone relies on it: the answer waits like the first.
+fn handled(route: &Route, handler: fn(Call) -> Answering, call: Call) -> Answering {
+    if route.method != Method::DELETE {
+        return handler(call);
+    }
+    Box::pin(async move {
+        let app = Arc::clone(&call.app);
+        let replied = handler(call).await;
+        if replied.as_ref().is_err_and(|error| error.kind == Kind::NotFound) {
+            // Which change took it away is not looked up; the head is never too early.
+            settle_all(&app).await?;
+        }
+        replied
+    })
 }
 
 /// Keeps a reply for repeats, unless it held a secret. A failure is no failure of the write.

@@ -9,8 +9,9 @@ use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
-use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use http_body_util::Full;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
 use super::auth::{self, Caller, Connection};
@@ -212,8 +213,10 @@ pub(crate) async fn answer(
     let (head, body) = request.into_parts();
     let request_id = request_id(app, &head.headers);
     let matched = ROUTER.at(head.uri.path());
-    let route =
-        matched.as_ref().ok().and_then(|m| m.value.iter().find(|r| r.method == head.method));
+    // RFC 9110 §9.3.2: HEAD is GET without the content.
+    let is_head = head.method == Method::HEAD;
+    let method = if is_head { &Method::GET } else { &head.method };
+    let route = matched.as_ref().ok().and_then(|m| m.value.iter().find(|r| r.method == *method));
     let mut answer = match (&matched, route) {
         (Err(_), _) => error::plain(StatusCode::NOT_FOUND, "NOT_FOUND", "there is no such route"),
         (Ok(matched), None) => method_not_allowed(matched.value),
@@ -235,6 +238,11 @@ pub(crate) async fn answer(
     };
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         answer.headers_mut().insert("x-request-id", value);
+    }
+    if is_head {
+        let length = answer.body().size_hint().lower();
+        answer.headers_mut().insert(CONTENT_LENGTH, length.into());
+        *answer.body_mut() = Full::default();
     }
     let status = answer.status().as_u16();
     app.metrics.answered(status);
@@ -266,7 +274,10 @@ fn method_not_allowed(methods: &[&Route]) -> Answer {
         "METHOD_NOT_ALLOWED",
         "this route does not take this method",
     );
-    let allow: Vec<&str> = methods.iter().map(|route| route.method.as_str()).collect();
+    let mut allow: Vec<&str> = methods.iter().map(|route| route.method.as_str()).collect();
+    if allow.contains(&"GET") {
+        allow.push("HEAD");
+    }
     if let Ok(value) = HeaderValue::from_str(&allow.join(", ")) {
         answer.headers_mut().insert(ALLOW, value);
     }

@@ -154,9 +154,8 @@ async fn grant(call: &Call, asked: Asked) -> Result<Answer, Refused> {
     let client = app.and_then(|app| directory.client(call.env, app)).ok_or_else(stranger)?;
     let secret = asked.client_secret.unwrap_or_default();
     let now = call.app.clock().now_us();
-    if !client.knows(&secret, &call.app.keyring.secrets(), now) || !client.enabled {
-        return Err(stranger());
-    }
+    let known = client.knows(&secret, &call.app.keyring.secrets(), now);
+    let generation = known.filter(|_| client.enabled).ok_or_else(stranger)?;
     let (audiences, held) = audiences(call, client, &asked.audiences)?;
     let wanted = asked.scope.unwrap_or_default();
     let wanted: Vec<&str> = wanted.split_ascii_whitespace().collect();
@@ -174,6 +173,7 @@ async fn grant(call: &Call, asked: Asked) -> Result<Answer, Refused> {
         jti: uuid::Uuid::from_bytes(call.app.store.entropy.id(now)).to_string(),
         scope: scope.join(" "),
         gty: vec!["client_credentials".to_owned()],
+        generation,
     };
     record(call, client, &claims).await.map_err(failed)?;
     call.app.metrics.token_issued();

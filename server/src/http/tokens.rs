@@ -39,7 +39,11 @@ pub struct Remembered {
     issuer: String,
     /// What the token claims; the application may hold less by now.
     claimed: Scopes,
-    /// µs since the epoch.
+    /// Which of the application's tokens it is.
+    of: i64,
+    /// When it says it ends, µs since the epoch.
+    says_until: i64,
+    /// When it ends: its secret may end before it.
     expires_at: i64,
     /// The directory that `bearer` was read from.
     generation: u64,
@@ -67,14 +71,17 @@ impl Remembered {
         if !known || tenant.row.public_url != self.issuer {
             return None;
         }
-        let client = directory.client(self.env, self.bearer.app).filter(|c| c.enabled)?;
+        let client = directory.client(self.env, self.bearer.app)?;
+        let expires_at = self.says_until.min(client.tokens_end_at(self.of)?);
         Some(Self {
             token: self.token.clone(),
             env: self.env,
             kid: self.kid.clone(),
             issuer: self.issuer.clone(),
             claimed: self.claimed,
-            expires_at: self.expires_at,
+            of: self.of,
+            says_until: self.says_until,
+            expires_at,
             generation: directory.generation,
             bearer: Bearer {
                 app: self.bearer.app,
@@ -153,12 +160,16 @@ fn read(directory: &Directory, tenant: &Tenant, token: &[u8], now: i64) -> Optio
     let text = std::str::from_utf8(token).ok()?;
     let (claims, kid) = jwt::verify(tenant, text)?;
     let audience = format!("{}/api", tenant.row.public_url);
-    let expires_at = claims.exp.checked_mul(1_000_000)?;
-    if claims.iss != tenant.row.public_url || !claims.aud.has(&audience) || now >= expires_at {
+    let says_until = claims.exp.checked_mul(1_000_000)?;
+    if claims.iss != tenant.row.public_url || !claims.aud.has(&audience) {
         return None;
     }
     let app = AppId::parse(&claims.azp)?;
-    let client = directory.client(tenant.row.env, app).filter(|client| client.enabled)?;
+    let client = directory.client(tenant.row.env, app)?;
+    let expires_at = says_until.min(client.tokens_end_at(claims.generation)?);
+    if now >= expires_at {
+        return None;
+    }
     let claimed = Scopes::of(claims.scope.split(' '));
     Some(Remembered {
         token: token.into(),
@@ -166,6 +177,8 @@ fn read(directory: &Directory, tenant: &Tenant, token: &[u8], now: i64) -> Optio
         kid,
         issuer: claims.iss,
         claimed,
+        of: claims.generation,
+        says_until,
         expires_at,
         generation: directory.generation,
         bearer: Bearer { app, scopes: claimed.intersection(client.management) },

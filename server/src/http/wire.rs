@@ -1,6 +1,6 @@
 //! Keyward's objects in Kinde's words (wire.md §2): how a key looks from outside.
 
-use keyward_core::{KeyId, Owner};
+use keyward_core::{EnvId, KeyId, Owner};
 use serde_json::{Map, Value, json};
 
 use crate::App;
@@ -9,6 +9,20 @@ use crate::error::Result;
 use crate::store::counts::{self, Use};
 use crate::store::keys::Key;
 use crate::store::{Conn, apis};
+
+/// What the database and this process together know of the use of the keys on one page of `env`,
+/// in their order. One question to the store, however many there are.
+pub(crate) async fn uses_of(
+    app: &App,
+    conn: &mut Conn,
+    env: EnvId,
+    keys: &[Key],
+) -> Result<Vec<Use>> {
+    let ids: Vec<KeyId> = keys.iter().map(|key| key.key).collect();
+    let mut stored = counts::of_keys(conn, env, &ids).await?;
+    let of = |key: &Key| with_unflushed(app, key, stored.remove(&key.key).unwrap_or_default());
+    Ok(keys.iter().map(of).collect())
+}
 
 /// What the database and this process together know of a key's use.
 pub(crate) async fn use_of(app: &App, conn: &mut Conn, key: &Key) -> Result<Use> {

@@ -65,7 +65,8 @@ pub async fn create(
         .await
 }
 
-/// Renames an application, disables or enables it. Its tokens stop while it is disabled.
+/// Renames an application, disables or enables it. Its tokens stop for good when it is disabled;
+/// once it is enabled again, its secret gets new ones.
 ///
 /// # Errors
 /// `NotFound`; `Forbidden` when an application enables one with more management scopes.
@@ -92,8 +93,11 @@ pub async fn update(
                 row.name = name.unwrap_or(row.name);
                 match enabled {
                     Some(true) => row.disabled_at = None,
-                    Some(false) => row.disabled_at = row.disabled_at.or(Some(tx.now)),
-                    None => {}
+                    Some(false) if row.disabled_at.is_none() => {
+                        row.disabled_at = Some(tx.now);
+                        applications::end_tokens(&mut tx.conn, id, tx.now).await?;
+                    }
+                    Some(false) | None => {}
                 }
                 let after = state(&row);
                 if before == after {
@@ -131,7 +135,8 @@ pub async fn delete(
         .await
 }
 
-/// Gives an application a new client secret; the present one stays good for `overlap_us`.
+/// Gives an application a new client secret; the present one, and the tokens that were got with
+/// it, stay good for `overlap_us`.
 ///
 /// # Errors
 /// `NotFound`; `Invalid` for an overlap beyond [`OVERLAP_MAX_US`]; `Forbidden` when an application

@@ -153,22 +153,62 @@ pub(crate) struct ClientSecret {
     pub(crate) pepper_id: u32,
     /// The end of the overlap after a rotation, µs since the epoch.
     pub(crate) expires_at: Option<i64>,
+    /// What tokens carry that were got with it.
+    pub(crate) generation: i64,
 }
 
 /// The client secrets of every application.
 pub(crate) async fn secrets_any_environment(conn: &mut Conn) -> Result<Vec<ClientSecret>> {
-    type Row = (Vec<u8>, Vec<u8>, i64, Option<i64>);
-    rows!(conn, Row, "select app_id, digest, pepper_id, expires_at from application_secrets")?
-        .into_iter()
-        .map(|(app, digest, pepper, expires_at)| {
-            Ok(ClientSecret {
-                app: AppId::from_bytes(id16(&app)?),
-                digest: super::digest(&digest)?,
-                pepper_id: u32::try_from(pepper).unwrap_or(0),
-                expires_at,
-            })
+    type Row = (Vec<u8>, Vec<u8>, i64, Option<i64>, i64);
+    rows!(
+        conn,
+        Row,
+        "select app_id, digest, pepper_id, expires_at, generation from application_secrets",
+    )?
+    .into_iter()
+    .map(|(app, digest, pepper, expires_at, generation)| {
+        Ok(ClientSecret {
+            app: AppId::from_bytes(id16(&app)?),
+            digest: super::digest(&digest)?,
+            pepper_id: u32::try_from(pepper).unwrap_or(0),
+            expires_at,
+            generation,
         })
-        .collect()
+    })
+    .collect()
+}
+
+/// A generation that no secret of `app` has had. It begins with the time, so that neither a secret
+/// that is gone by now nor a restored backup can make it come again.
+async fn next_generation(conn: &mut Conn, app: AppId, now: i64) -> Result<i64> {
+    let last = row!(
+        conn,
+        (i64,),
+        "select coalesce(max(generation), 0) from application_secrets where app_id = $1",
+        app.bytes().as_slice(),
+    )?;
+    Ok(last.map_or(now, |(last,)| now.max(last + 1)))
+}
+
+/// Ends every token of `app` that was issued so far; its secrets stay good.
+pub(crate) async fn end_tokens(conn: &mut Conn, app: AppId, now: i64) -> Result<()> {
+    let secrets = rows!(
+        conn,
+        (Vec<u8>,),
+        "select digest from application_secrets where app_id = $1",
+        app.bytes().as_slice(),
+    )?;
+    for (digest,) in secrets {
+        let generation = next_generation(conn, app, now).await?;
+        run!(
+            conn,
+            "update application_secrets set generation = $3 where app_id = $1 and digest = $2",
+            app.bytes().as_slice(),
+            digest.as_slice(),
+            generation,
+        )?;
+    }
+    Ok(())
 }
 
 /// Stores a client secret's digest.
@@ -179,14 +219,16 @@ pub(crate) async fn insert_secret(
     pepper_id: u32,
     now: i64,
 ) -> Result<()> {
+    let generation = next_generation(conn, app, now).await?;
     run!(
         conn,
-        "insert into application_secrets (app_id, digest, pepper_id, created_at)
-         values ($1, $2, $3, $4)",
+        "insert into application_secrets (app_id, digest, pepper_id, created_at, generation)
+         values ($1, $2, $3, $4, $5)",
         app.bytes().as_slice(),
         digest.bytes().as_slice(),
         i64::from(pepper_id),
         now,
+        generation,
     )?;
     Ok(())
 }

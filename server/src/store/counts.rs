@@ -1,6 +1,9 @@
 //! Verification counts as the database knows them: cumulative, a row for each key and counter file.
 
+use std::collections::HashMap;
+
 use keyward_core::{EnvId, KeyId};
+use sqlx::QueryBuilder;
 
 use super::{Conn, Unfinished, id16, row, rows, run};
 use crate::error::Result;
@@ -186,24 +189,52 @@ pub struct Use {
     pub last_address: Option<String>,
 }
 
-/// What the database knows of the use of `key`.
-pub(crate) async fn of_key(conn: &mut Conn, env: EnvId, key: KeyId) -> Result<Use> {
-    let found = rows!(
-        conn,
-        (i64, i64, Option<String>),
-        "select verified, last_at, last_address from key_usage
-         where key_id = $2 and env_id = $1 order by last_at",
-        env.bytes().as_slice(),
-        key.bytes().as_slice(),
-    )?;
-    let mut total = Use::default();
-    for (verified, last_at, last_address) in found {
-        total.verified += u64::try_from(verified).unwrap_or(0);
-        if last_at >= total.last_at {
-            (total.last_at, total.last_address) = (last_at, last_address);
+/// Most keys in one statement: twice the longest page of a list, and far from SQLite's limit of
+/// 32,766 arguments.
+const KEYS_MAX: usize = 1_000;
+
+/// What the database knows of the use of `keys`; one that was never used is absent.
+pub(crate) async fn of_keys(
+    conn: &mut Conn,
+    env: EnvId,
+    keys: &[KeyId],
+) -> Result<HashMap<KeyId, Use>> {
+    type Row = (Vec<u8>, i64, i64, Option<String>);
+    let mut totals: HashMap<KeyId, Use> = HashMap::with_capacity(keys.len());
+    for page in keys.chunks(KEYS_MAX) {
+        macro_rules! load {
+            ($engine:ty, $c:expr) => {{
+                let mut query = QueryBuilder::<$engine>::new(
+                    "select key_id, verified, last_at, last_address from key_usage where env_id = ",
+                );
+                query.push_bind(env.bytes().to_vec()).push(" and key_id in (");
+                let mut list = query.separated(", ");
+                for key in page {
+                    list.push_bind(key.bytes().to_vec());
+                }
+                query.push(") order by last_at");
+                query.build_query_as::<Row>().fetch_all(&mut **$c).await
+            }};
+        }
+        let loaded = match conn {
+            Conn::Sqlite(c) => load!(sqlx::Sqlite, c),
+            Conn::Postgres(c) => load!(sqlx::Postgres, c),
+        }
+        .map_err(super::failed)?;
+        for (key, verified, last_at, last_address) in loaded {
+            let total = totals.entry(KeyId::from_bytes(id16(&key)?)).or_default();
+            total.verified += u64::try_from(verified).unwrap_or(0);
+            if last_at >= total.last_at {
+                (total.last_at, total.last_address) = (last_at, last_address);
+            }
         }
     }
-    Ok(total)
+    Ok(totals)
+}
+
+/// What the database knows of the use of one key.
+pub(crate) async fn of_key(conn: &mut Conn, env: EnvId, key: KeyId) -> Result<Use> {
+    Ok(of_keys(conn, env, &[key]).await?.remove(&key).unwrap_or_default())
 }
 
 /// Folds the totals of a file that will never be opened again into the sum of closed files

@@ -1,5 +1,7 @@
 //! What holds on a connection that goes on: what is remembered of a caller, and how bodies come.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::{http1, http2};
@@ -13,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::world::{World, on_both_engines};
+use crate::world::{Engine, World, on_both_engines};
 
 /// One HTTP/1.1 connection, used for one request after the other.
 struct Line(http1::SendRequest<Full<Bytes>>);
@@ -83,9 +85,22 @@ on_both_engines! {
         world.patch(&path, json!({ "is_active": false })).await.expect(200);
         assert_eq!(status().await, 401);
         world.patch(&path, json!({ "is_active": true })).await.expect(200);
+        assert_eq!(status().await, 401, "stopped for good");
+        let token = world.ask_token(id, its_secret, &[]).await.expect(200);
+        let token = token["access_token"].as_str().expect("a token");
+        let mut status = async || line.verify("keys.test", token, &secret).await.0;
+        assert_eq!((status().await, status().await), (200, 200));
+        let path = format!("{path}/secret");
+        world.post(&path, json!({ "grace_period_seconds": 86_400 })).await.expect(201);
         assert_eq!(status().await, 200);
-        world.pass_seconds(86_400).await;
-        assert_eq!(status().await, 401, "expired");
+        world.post(&path, json!({ "grace_period_seconds": 60 })).await.expect(201);
+        world.pass_seconds(59).await;
+        assert_eq!(status().await, 200);
+        world.pass_seconds(1).await;
+        assert_eq!(status().await, 401, "the secret that it was got with has ended");
+        world.pass_seconds(86_340).await;
+        let status = line.verify("keys.test", &world.token, &secret).await.0;
+        assert_eq!(status, 401, "expired");
     }
 }
 
@@ -138,6 +153,25 @@ on_both_engines! {
         counts.sort_unstable();
         assert_eq!(counts, (1..=100).collect::<Vec<_>>(), "each answer has a count of its own");
     }
+}
+
+#[tokio::test]
+async fn head_has_no_body_over_http_2_either() {
+    let world = World::start(Engine::Sqlite).await;
+    let stream = TcpStream::connect(world.address()).await.expect("connects");
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("speaks HTTP/2");
+    tokio::spawn(connection);
+    let mut ask = async |method: &str| {
+        let request = Request::builder().method(method).uri("http://keys.test/openapi.json");
+        let request = request.body(Full::<Bytes>::default()).expect("a request");
+        let response = sender.send_request(request).await.expect("an answer");
+        let length = response.headers()["content-length"].to_str().expect("a text").to_owned();
+        (length, response.into_body().collect().await.expect("a whole body").to_bytes().len())
+    };
+    let (length, got) = ask("GET").await;
+    assert_eq!(ask("HEAD").await, (length, 0));
+    assert!(got > 0);
 }
 
 /// Sends bytes as they are; what comes back until the server closes or has said `enough`.
@@ -197,5 +231,40 @@ on_both_engines! {
             assert!(answer.is_empty() || status.starts_with('4'), "{bytes:?}: {answer}");
         }
         world.get("/api_keys").await.expect(200);
+    }
+}
+
+/// A server that waits for what a client owes it for half a second, instead of a minute.
+async fn impatient() -> World {
+    let mut world = World::start(Engine::Sqlite).await;
+    world.stop().await;
+    world.config.limits.idle_timeout = Duration::from_millis(500);
+    world.start_again().await;
+    world
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_is_said_is_closed() {
+    let world = impatient().await;
+    for began in ["", "PRI * HT", "GET /healthz HTTP/1.1\r\nhost: keys.test\r\n"] {
+        // It ends at all: what is waited for is the end of the connection.
+        let answer = raw(&world, began.as_bytes(), "nothing of the kind").await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{began:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stops_in_the_middle_is_not_waited_for() {
+    let world = impatient().await;
+    for path in ["/api/v1/api_keys/verify", "/api/v1/apis", "/oauth2/token"] {
+        let kind = if path == "/oauth2/token" { "x-www-form-urlencoded" } else { "json" };
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: keys.test\r\ncontent-type: application/{kind}\r\n\
+             authorization: Bearer {}\r\ncontent-length: 100\r\n\r\n{{",
+            world.token
+        );
+        let answer = raw(&world, head.as_bytes(), "}").await;
+        assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{path}: {answer}");
+        assert!(answer.contains("the body did not arrive whole"), "{path}: {answer}");
     }
 }

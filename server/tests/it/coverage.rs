@@ -245,14 +245,40 @@ on_both_engines! {
 }
 
 on_both_engines! {
+    async fn head_says_what_get_would_without_its_body(world: World) {
+        let gets = ROUTES.iter().filter(|route| route.method == "GET");
+        for path in gets.map(of_nothing).chain(["/no/such/route".to_owned()]) {
+            for token in [None, Some("nonsense"), Some(world.token.as_str())] {
+                let got = ask(&world, ("keys.test", token), ("GET", &path), None).await;
+                let head = ask(&world, ("keys.test", token), ("HEAD", &path), None).await;
+                assert_eq!(head.status, got.status, "{path}");
+                assert_eq!(head.text, "", "{path}");
+                for name in ["content-type", "cache-control", "www-authenticate"] {
+                    assert_eq!(head.headers.get(name), got.headers.get(name), "{path}: {name}");
+                }
+                let length = head.headers["content-length"].to_str().expect("a text");
+                // Metrics count the requests themselves.
+                if path != "/metrics" {
+                    assert_eq!(length, got.text.len().to_string(), "{path}");
+                }
+            }
+        }
+    }
+}
+
+on_both_engines! {
     async fn a_method_that_a_path_does_not_take_is_a_405_that_says_which_it_takes(world: World) {
         let mut paths: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for route in ROUTES {
             paths.entry(route.path).or_default().insert(route.method.as_str());
         }
-        for (path, methods) in paths {
+        for (path, mut methods) in paths {
+            if methods.contains("GET") {
+                methods.insert("HEAD");
+            }
             let route = ROUTES.iter().find(|route| route.path == path).expect("a route");
-            for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"] {
+            for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "QUERY"]
+            {
                 if methods.contains(method) {
                     continue;
                 }
@@ -262,7 +288,9 @@ on_both_engines! {
                 let allow = answer.headers["allow"].to_str().expect("a text");
                 let allow: BTreeSet<&str> = allow.split(", ").collect();
                 assert_eq!(allow, methods, "{method} {path}");
-                assert_eq!(answer.refused(405).0, "METHOD_NOT_ALLOWED");
+                if method != "HEAD" {
+                    assert_eq!(answer.refused(405).0, "METHOD_NOT_ALLOWED");
+                }
             }
         }
     }

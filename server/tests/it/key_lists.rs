@@ -110,3 +110,45 @@ on_both_engines! {
         assert_eq!(found(&world, &format!("api_id={other}")).await, [of_api]);
     }
 }
+
+on_both_engines! {
+    /// The clock stands still, so every key is of one instant, as after an import.
+    async fn keys_of_one_instant_are_paged_one_by_one_in_one_order(world: World) {
+        let api = world.api("profiles", &[]).await;
+        let mut issued = Vec::new();
+        for _ in 0..30 {
+            issued.push(world.user_key(&api, "kp_1", &[]).await);
+        }
+        for (at, (_, secret)) in issued.iter().enumerate().skip(27) {
+            for _ in 27..=at {
+                assert_eq!(world.verify(secret).await["is_valid"], true);
+            }
+        }
+        let whole = world.get("/api_keys?page_size=500").await.expect(200);
+        let order = ids(&whole);
+        let mut sorted = order.clone();
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        assert_eq!(order, sorted, "the id decides between keys of one instant");
+        for filter in ["", "&user_id=kp_1", "&status=active&name=a+key"] {
+            let (mut seen, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let query = format!("/api_keys?page_size=1{filter}{cursor}");
+                let page = world.get(&query).await.expect(200);
+                let key = &page["api_keys"][0];
+                let in_whole = &whole["api_keys"][seen.len()];
+                assert_eq!(key, in_whole, "it looks the same on every page");
+                seen.extend(ids(&page));
+                if page["has_more"] == false {
+                    break;
+                }
+                cursor = format!("&starting_after={}", seen.last().expect("a key"));
+            }
+            assert_eq!(seen, order, "{filter}");
+        }
+        for (at, (id, _)) in issued.iter().enumerate() {
+            let place = order.iter().position(|one| one == id).expect("in the list");
+            let count = at.saturating_sub(26);
+            assert_eq!(whole["api_keys"][place]["verification_count"], count);
+        }
+    }
+}

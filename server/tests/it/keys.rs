@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::world::on_both_engines;
+use crate::world::{Engine, World, on_both_engines};
 
 on_both_engines! {
     /// Promise 6: a secret is seen once.
@@ -234,5 +234,45 @@ on_both_engines! {
         assert_eq!(world.verify(&secret).await["verification_count"], 4);
         let shown = world.get(&format!("/api_keys/{id}")).await.expect(200);
         assert_eq!(shown["api_key"]["last_verified_ip"], json!(null), "none was given");
+    }
+}
+
+/// The files are those of processes that are gone: one whose sum was made before, and one whose
+/// totals are added to it by the next start.
+#[tokio::test]
+async fn folded_counts_keep_the_later_use() {
+    let mut world = World::start(Engine::Sqlite).await;
+    let api = world.api("profiles", &[]).await;
+    let key = async |name: &str| {
+        let body = json!({ "name": name, "api_id": api, "type": "user", "user_id": "kp_1" });
+        world.key(body).await.0
+    };
+    let (sum_later, file_later) = (key("sum").await, key("file").await);
+    world.stop().await;
+    for sql in [
+        "insert into counter_files (file_id, generation, opened_at)
+         values (x'00112233445566778899aabbccddeeff', 1, 0)",
+        "insert into key_usage (key_id, file_id, env_id, verified, refused, last_at, last_address)
+         select key_id, zeroblob(16), env_id, 2, zeroblob(96),
+                1795382700000000 + case name when 'sum' then 50000000 else 0 end, '203.0.113.1'
+         from api_keys",
+        "insert into key_usage (key_id, file_id, env_id, verified, refused, last_at, last_address)
+         select key_id, x'00112233445566778899aabbccddeeff', env_id, 3, zeroblob(96),
+                1795382720000000, '203.0.113.2'
+         from api_keys",
+    ] {
+        world.rows::<(i64,)>(sql).await;
+    }
+    world.start_again().await;
+    let left = "select count(*) from key_usage
+                where file_id = x'00112233445566778899aabbccddeeff'";
+    assert_eq!(world.rows::<(i64,)>(left).await, [(0,)], "it was folded");
+    for (id, on, ip) in [
+        (sum_later, "2026-11-22T21:25:50.000Z", "203.0.113.1"),
+        (file_later, "2026-11-22T21:25:20.000Z", "203.0.113.2"),
+    ] {
+        let key = world.get(&format!("/api_keys/{id}")).await.expect(200)["api_key"].take();
+        assert_eq!(key["verification_count"], 5);
+        assert_eq!((&key["last_verified_on"], &key["last_verified_ip"]), (&json!(on), &json!(ip)));
     }
 }

@@ -24,6 +24,7 @@ mod owners;
 mod process;
 mod public;
 mod rights;
+mod settling;
 mod tidy;
 mod tokens;
 mod verify;

@@ -224,6 +224,16 @@ on_both_engines! {
         assert_eq!(verify().await.refused(401).0, "INVALID_TOKEN");
         assert_eq!(world.ask_token(&id, &secret, &[]).await.expect(401)["error"], "invalid_client");
         world.patch(&path, json!({ "is_active": true })).await.expect(200);
+        assert_eq!(read().await.refused(401).0, "INVALID_TOKEN", "it was stopped for good");
+        assert_eq!(verify().await.refused(401).0, "INVALID_TOKEN");
+        // In the same second, and good all the same.
+        let token = world.ask_token(&id, &secret, &[]).await.expect(200);
+        let token = token["access_token"].as_str().expect("a token").to_owned();
+        let read = || world.call_as(&token, "GET", "/api_keys", None);
+        let verify =
+            || world.call_as(&token, "POST", "/api_keys/verify", Some(json!({ "api_key": "x" })));
+        read().await.expect(200);
+        world.patch(&path, json!({ "is_active": true, "name": "third" })).await.expect(200);
         read().await.expect(200);
 
         let grant = grant_path(&world, &id, "read:api_keys").await;
@@ -283,6 +293,80 @@ on_both_engines! {
         for bad in [json!(-1), json!(604_801), json!("60"), json!(true)] {
             let answer = world.post(&path, json!({ "grace_period_seconds": bad })).await;
             assert_eq!(answer.refused(400).0, "BAD_FIELD");
+        }
+    }
+}
+
+on_both_engines! {
+    /// Scopes of two APIs in one token could not be told apart by either.
+    async fn a_token_is_for_one_audience(world: World) {
+        let api = world.api("profiles", &["read:profile"]).await;
+        let connect = json!({ "applications": [{ "id": world.client_id }] });
+        world.patch(&format!("/apis/{api}/applications"), connect).await.expect(200);
+        let (management, profiles) = ("http://keys.test/api", "https://profiles.example.com");
+        let with = async |audiences: &[&str]| {
+            let mut body = vec![
+                ("grant_type", "client_credentials"),
+                ("client_id", world.client_id.as_str()),
+                ("client_secret", world.client_secret.as_str()),
+            ];
+            body.extend(audiences.iter().map(|one| ("audience", *one)));
+            ask(&world, &body, None).await
+        };
+        for audience in [management, profiles] {
+            let token = with(&[audience, "", audience]).await.expect(200);
+            assert_eq!(claims(&token)["aud"], json!([audience]));
+        }
+        let refused = json!({
+            "error": "invalid_request",
+            "error_description": "ask for one `audience` at a time",
+        });
+        assert_eq!(with(&[management, profiles]).await.expect(400), refused);
+        assert_eq!(with(&[profiles, management]).await.expect(400), refused);
+    }
+}
+
+on_both_engines! {
+    /// The token endpoint, management routes and verify agree at every instant, on a connection
+    /// that has seen the token before as on a fresh one.
+    async fn a_token_ends_with_the_secret_that_it_was_got_with(world: World) {
+        let (id, first) = application(&world, &["read:api_keys", "verify:api_keys"]).await;
+        let path = format!("/applications/{id}/secret");
+        let token = async |secret: &str| {
+            let token = world.ask_token(&id, secret, &[]).await.expect(200);
+            token["access_token"].as_str().expect("a token").to_owned()
+        };
+        let rotate = async |grace: i64| {
+            let rotated = world.post(&path, json!({ "grace_period_seconds": grace })).await;
+            let secret = rotated.expect(201)["application"]["client_secret"].take();
+            secret.as_str().expect("a secret").to_owned()
+        };
+        let check = async |token: &str, status: u16| {
+            let read = world.call_as(token, "GET", "/api_keys", None).await;
+            assert_eq!(read.status.as_u16(), status, "{}", read.text);
+            let body = Some(json!({ "api_key": "x" }));
+            let verify = world.call_as(token, "POST", "/api_keys/verify", body).await;
+            assert_eq!(verify.status.as_u16(), status, "{}", verify.text);
+        };
+        let of_first = token(&first).await;
+        check(&of_first, 200).await;
+        // All within one second, which is all that `iat` can tell.
+        let second = rotate(0).await;
+        check(&of_first, 401).await;
+        let of_second = token(&second).await;
+        check(&of_second, 200).await;
+
+        let third = rotate(60).await;
+        check(&of_second, 200).await;
+        let (late, of_third) = (token(&second).await, token(&third).await);
+        check(&late, 200).await;
+        world.pass_seconds(59).await;
+        check(&of_second, 200).await;
+        world.pass_seconds(1).await;
+        // Also the one that was got after the rotation, with the secret that was to end.
+        for (token, status) in [(&of_first, 401), (&of_second, 401), (&late, 401), (&of_third, 200)]
+        {
+            check(token, status).await;
         }
     }
 }

@@ -52,6 +52,7 @@ create table application_secrets (
     pepper_id bigint not null,
     created_at bigint not null,
     expires_at bigint,
+    generation bigint not null, -- Tokens got with the secret carry it; another one ends them.
     primary key (app_id, digest)
 );
 create table application_apis (

@@ -29,7 +29,7 @@ pub(crate) struct Kept {
     pub(crate) memberships: u64,
     /// APIs and scopes that were deleted.
     pub(crate) apis: u64,
-    /// Of applications: deleted, disabled, secrets ended, scopes taken.
+    /// Of applications: deleted, disabled, secrets or tokens ended, scopes taken.
     pub(crate) applications: u64,
     /// Audit records newer than the backup.
     pub(crate) audit_records: u64,
@@ -63,7 +63,7 @@ pub(super) async fn remember(conn: &mut Conn) -> Result<()> {
          create temporary table replaced_applications as
          select app_id, disabled_at, deleted_at from applications;
          create temporary table replaced_application_secrets as
-         select app_id, digest, expires_at from application_secrets;
+         select app_id, digest, expires_at, generation from application_secrets;
          create temporary table replaced_application_apis as
          select app_id, api_id from application_apis;
          create temporary table replaced_application_scopes as
@@ -170,6 +170,13 @@ async fn applications(conn: &mut Conn) -> Result<u64> {
            and r.expires_at is not null
            and (application_secrets.expires_at is null
                 or application_secrets.expires_at > r.expires_at)",
+    )?;
+    touched += run!(
+        conn,
+        "update application_secrets set generation = r.generation
+         from replaced_application_secrets as r
+         where r.app_id = application_secrets.app_id and r.digest = application_secrets.digest
+           and r.generation > application_secrets.generation",
     )?;
     conn.raw(
         "delete from application_secrets

@@ -83,7 +83,7 @@ pub(super) const TABLES: &[Table] = &[
     Table {
         name: "application_secrets",
         key: "app_id BLOB, digest BLOB",
-        rest: "pepper_id bigint, created_at bigint, expires_at bigint",
+        rest: "pepper_id bigint, created_at bigint, expires_at bigint, generation bigint",
     },
     Table {
         name: "application_apis",
