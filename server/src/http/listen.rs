@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -21,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::auth::Connection;
 use super::call::{Answer, Reply};
+use super::places::Places;
 use super::{error, operational, routes, verify};
 use crate::App;
 use crate::error::{Error, Result};
@@ -81,6 +83,7 @@ pub(crate) fn bind_socket(path: &Path) -> Result<UnixListener> {
 pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<TlsAcceptor>) {
     let mut stop = app.stopping.subscribe();
     let places = Arc::new(Semaphore::new(app.limits.connections_max));
+    let of_each = Arc::new(Places::default());
     let mut connections = JoinSet::new();
     loop {
         let place = tokio::select! {
@@ -102,11 +105,16 @@ pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<
                 continue;
             }
         };
+        let per_address = app.limits.connections_per_address_max;
+        let Some(own_place) = of_each.take(address.ip(), per_address) else {
+            app.metrics.connection_refused();
+            continue;
+        };
         // OK to ignore: without it small answers only come later.
         let _ = stream.set_nodelay(true);
         let (app, tls) = (Arc::clone(&app), tls.clone());
         connections.spawn(async move {
-            let _place = place;
+            let _places = (place, own_place);
             let connection = Arc::new(Connection::from(address.ip()));
             match tls {
                 None => {
@@ -239,9 +247,12 @@ where
     let idle = app.limits.idle_timeout;
     let in_flight = Arc::new(());
     let of_requests = Arc::clone(&in_flight);
+    let requests = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&requests);
     let service = service_fn(move |request: Request<Incoming>| {
         let (app, connection) = (Arc::clone(&app), Arc::clone(&connection));
         let one = Arc::clone(&of_requests);
+        counted.fetch_add(1, Ordering::Relaxed);
         async move {
             let answer = answer(&app, &connection, request).await;
             drop(one);
@@ -254,14 +265,13 @@ where
             let mut serving = pin!($connection);
             tokio::select! {
                 ended = serving.as_mut() => ended,
-                () = stopped(&mut stop) => {
+                () = stopped_or_idle(&mut stop, version, idle, &requests, &in_flight) => {
                     serving.as_mut().graceful_shutdown();
                     loop {
                         tokio::select! {
                             ended = serving.as_mut() => break ended,
-                            // The service holds one, and each request in flight another.
                             () = tokio::time::sleep(QUIET) => {
-                                if Arc::strong_count(&in_flight) <= 2 {
+                                if !is_asked(&in_flight) {
                                     // Half a request's head, or a reader who takes no answer.
                                     return;
                                 }
@@ -292,6 +302,39 @@ where
     };
     if let Err(cause) = ended {
         tracing::debug!(cause = %cause, "a connection broke");
+    }
+}
+
+/// Whether a request is in flight: the connection and its service hold one each, and every request
+/// another.
+fn is_asked(in_flight: &Arc<()>) -> bool {
+    Arc::strong_count(in_flight) > 2
+}
+
+/// Ends when the server is told to, or when an HTTP/2 connection asks nothing any longer: answering
+/// pings keeps it open, and costs its holder nothing. HTTP/1 has its own limit in hyper. Looked at
+/// once in each `idle`, so that an end comes between one and two of them after the last request.
+async fn stopped_or_idle(
+    stop: &mut watch::Receiver<bool>,
+    version: Version,
+    idle: Duration,
+    requests: &AtomicU64,
+    in_flight: &Arc<()>,
+) {
+    if version == Version::One {
+        return stopped(stop).await;
+    }
+    let mut before = requests.load(Ordering::Relaxed);
+    loop {
+        tokio::select! {
+            () = stopped(stop) => return,
+            () = tokio::time::sleep(idle) => {}
+        }
+        let now = requests.load(Ordering::Relaxed);
+        if now == before && !is_asked(in_flight) {
+            return;
+        }
+        before = now;
     }
 }
 

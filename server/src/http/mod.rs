@@ -23,6 +23,7 @@ pub(crate) mod once;
 pub(crate) mod operational;
 pub(crate) mod organizations;
 pub(crate) mod page;
+pub(crate) mod places;
 pub(crate) mod reference;
 pub mod routes;
 pub(crate) mod token;

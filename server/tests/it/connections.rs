@@ -268,3 +268,55 @@ async fn a_body_that_stops_in_the_middle_is_not_waited_for() {
         assert!(answer.contains("the body did not arrive whole"), "{path}: {answer}");
     }
 }
+
+/// Answering the server's pings is not using the connection.
+#[tokio::test]
+async fn an_http_2_connection_that_asks_nothing_is_closed() {
+    let world = impatient().await;
+    for requests in [0, 1, 5] {
+        let stream = TcpStream::connect(world.address()).await.expect("connects");
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("speaks HTTP/2");
+        let connection = tokio::spawn(connection);
+        for _ in 0..requests {
+            let request = verification("keys.test", &world.token, "x");
+            let response = sender.send_request(request).await.expect("an answer");
+            assert_eq!(status_and_body(response).await.0, 200);
+        }
+        // The client keeps its half open and answers whatever pings come.
+        let ended = tokio::time::timeout(Duration::from_secs(60), connection).await;
+        ended.expect("the server closes it").expect("no panic").expect("in order");
+        assert!(sender.is_closed());
+    }
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_more_than_its_share_of_connections() {
+    let mut world = World::start(Engine::Sqlite).await;
+    world.stop().await;
+    world.config.limits.connections_per_address_max = 3;
+    world.start_again().await;
+    let mut lines = Vec::new();
+    for _ in 0..3 {
+        let mut line = Line::to(&world).await;
+        assert_eq!(line.verify("keys.test", &world.token, "x").await.0, 200);
+        lines.push(line);
+    }
+    assert_eq!(raw(&world, b"GET /healthz HTTP/1.1\r\nhost: keys.test\r\n\r\n", "}").await, "");
+    assert_eq!(lines[0].verify("keys.test", &world.token, "x").await.0, 200, "those there go on");
+    drop(lines);
+    let asked = "GET /metrics HTTP/1.1\r\nhost: keys.test\r\nauthorization: Bearer";
+    let asked = format!("{asked} {}\r\n\r\n", world.token);
+    let metrics = loop {
+        // Until the server has seen that the others are gone.
+        let answer = raw(&world, asked.as_bytes(), "keyward_counts_at_risk 0").await;
+        if !answer.is_empty() {
+            break answer;
+        }
+    };
+    let refused = metrics.lines().find_map(|line| {
+        line.strip_prefix("keyward_connections_refused_total ")?.parse::<u64>().ok()
+    });
+    assert!(refused.expect("a counter") >= 1, "{metrics}");
+}
