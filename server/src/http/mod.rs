@@ -28,6 +28,7 @@ pub(crate) mod reference;
 pub mod routes;
 pub(crate) mod token;
 pub mod tokens;
+pub(crate) mod unique;
 pub(crate) mod users;
 pub(crate) mod verify;
 pub(crate) mod wire;
