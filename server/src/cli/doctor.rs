@@ -14,7 +14,6 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::certificate;
-use super::init::FIRST_ENVIRONMENT;
 use super::out::Out;
 use super::socket::{self, Request};
 use crate::clock::rfc3339;
@@ -22,7 +21,7 @@ use crate::config::{Config, Tls};
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::ops::environments::RESTORE_PENDING;
+use crate::ops::environments::{FIRST_ENVIRONMENT, RESTORE_PENDING};
 use crate::secrets::{Keyring, Secrets};
 use crate::serve::{descriptors_max, has_descriptors_for};
 use crate::store::engine::{self, Engine};
