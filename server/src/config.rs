@@ -37,6 +37,7 @@ const SETTINGS: &[&str] = &[
     "import_body_bytes_max",
     "token_cache_max",
     "connections_max",
+    "connections_per_address_max",
     "request_timeout_seconds",
     "shutdown_grace_seconds",
     "log",
@@ -103,6 +104,8 @@ pub struct Limits {
     pub token_cache_max: usize,
     /// How many connections are open at once.
     pub connections_max: usize,
+    /// How many of them come from one address; 0 is as many as there are.
+    pub connections_per_address_max: usize,
     /// How long a request's head may take, and a connection may be idle.
     pub idle_timeout: Duration,
 }
@@ -114,6 +117,7 @@ impl Default for Limits {
             import_body_bytes_max: 4 << 20,
             token_cache_max: 10_000,
             connections_max: 10_000,
+            connections_per_address_max: 1_000,
             idle_timeout: Duration::from_secs(60),
         }
     }
@@ -274,6 +278,8 @@ impl Raw {
                 import_body_bytes_max: self.number("import_body_bytes_max", smallest..=64 << 20)?,
                 token_cache_max: self.number("token_cache_max", 16..=1_000_000)?,
                 connections_max: self.number("connections_max", 1..=1_000_000)?,
+                connections_per_address_max: self
+                    .number("connections_per_address_max", 0..=1_000_000)?,
                 idle_timeout: self.seconds("request_timeout_seconds", 1..=3_600)?,
             },
             counting: self.counting,

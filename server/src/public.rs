@@ -53,7 +53,7 @@ impl PublicCallers {
 
 /// What counts as one caller: an IPv4 address, or an IPv6 network of 64 bits, whose addresses are
 /// all one subscriber's.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => IpAddr::from((u128::from(v6) >> 64 << 64).to_be_bytes()),

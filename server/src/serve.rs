@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -154,6 +155,41 @@ impl Server {
     }
 }
 
+/// File descriptors that a server needs besides those of its connections: listeners, the database,
+/// the counter file, and the runtime's own.
+const DESCRIPTORS_BESIDES: u64 = 100;
+
+/// How many file descriptors a server can have here, once it has raised its limit as far as it may;
+/// `None` is no limit.
+pub(crate) fn descriptors_max() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
+}
+
+/// Whether the file descriptors do for as many connections as the settings allow.
+pub(crate) fn has_descriptors_for(connections_max: usize) -> bool {
+    let wanted = (connections_max as u64).saturating_add(DESCRIPTORS_BESIDES);
+    descriptors_max().is_none_or(|most| wanted <= most)
+}
+
+/// Raises the limit of file descriptors to the most that this process may have: the usual 1,024
+/// are fewer than the connections that the defaults allow.
+fn raise_descriptors(connections_max: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum;
+    if limit.current != most
+        && let Err(cause) = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+    {
+        tracing::warn!(%cause, "the limit of file descriptors could not be raised");
+    }
+    match getrlimit(Resource::Nofile).current {
+        Some(descriptors) => tracing::info!("{descriptors} file descriptors can be open"),
+        None => tracing::info!("any number of file descriptors can be open"),
+    }
+    if !has_descriptors_for(connections_max) {
+        tracing::warn!("they are too few for connections_max = {connections_max}");
+    }
+}
+
 /// Serves until the process is told to end by SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -162,6 +198,7 @@ pub async fn run(config: Config) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::internal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::internal)?;
+    raise_descriptors(config.limits.connections_max);
     let starting = Server::start(&config, Clock::system(), Entropy::system());
     let mut server = tokio::select! {
         started = starting => started?,

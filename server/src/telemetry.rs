@@ -37,6 +37,7 @@ pub struct Metrics {
     requests: [AtomicU64; 6],
     tokens_issued: AtomicU64,
     sign_ins_failed: AtomicU64,
+    connections_refused: AtomicU64,
     /// Records of denied calls.
     pub(crate) denied: Denied,
 }
@@ -52,6 +53,7 @@ impl Metrics {
             requests: [const { AtomicU64::new(0) }; 6],
             tokens_issued: AtomicU64::new(0),
             sign_ins_failed: AtomicU64::new(0),
+            connections_refused: AtomicU64::new(0),
             denied,
         };
         (this, inbox)
@@ -91,6 +93,11 @@ impl Metrics {
     /// A sign-in of an application failed.
     pub(crate) fn sign_in_failed(&self) {
         self.sign_ins_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection was closed because its address has too many.
+    pub(crate) fn connection_refused(&self) {
+        self.connections_refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Everything in the Prometheus text format 0.0.4.
@@ -145,6 +152,12 @@ impl Metrics {
             "counter",
             "Sign-ins of applications that failed.",
             &one(load(&self.sign_ins_failed)),
+        );
+        family(
+            "keyward_connections_refused_total",
+            "counter",
+            "Connections closed because their address had as many as it may have.",
+            &one(load(&self.connections_refused)),
         );
         family(
             "keyward_denied_records_dropped_total",

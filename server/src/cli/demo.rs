@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::init::{FIRST_ENVIRONMENT, initialise_if_empty};
+use super::init::initialise_if_empty;
 use super::out::Out;
 use super::session::{environment, open_store, operator};
 use super::socket::{self, Request};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::ops::environments::Founded;
+use crate::ops::environments::{FIRST_ENVIRONMENT, Founded};
 use crate::ops::keys::{NewKey, NewOwner};
 use crate::ops::users::NewUser;
 use crate::ops::{apis, keys, users};

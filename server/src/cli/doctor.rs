@@ -13,15 +13,17 @@ use serde_json::{Value, json};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::init::FIRST_ENVIRONMENT;
+use super::certificate;
 use super::out::Out;
 use super::socket::{self, Request};
+use crate::clock::rfc3339;
 use crate::config::{Config, Tls};
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
-use crate::ops::environments::RESTORE_PENDING;
+use crate::ops::environments::{FIRST_ENVIRONMENT, RESTORE_PENDING};
 use crate::secrets::{Keyring, Secrets};
+use crate::serve::{descriptors_max, has_descriptors_for};
 use crate::store::engine::{self, Engine};
 use crate::store::environments::Environment;
 use crate::store::schema::{self, Found};
@@ -33,6 +35,9 @@ const FREE_BYTES_LOW: u64 = 1 << 30;
 const FREE_BYTES_FAIL: u64 = 64 << 20;
 /// How far the machine's clock may be from the database's, in µs.
 const CLOCK_APART_US: u64 = 2_000_000;
+
+/// How long before a certificate's end it should be renewed: 14 days in µs.
+const CERTIFICATE_ENDS_SOON_US: i64 = 14 * 24 * 3_600 * 1_000_000;
 
 /// What a check came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -110,8 +115,10 @@ pub(super) async fn run(config: Result<Config>, out: &Out) -> Result<ExitCode> {
 
 async fn check(config: &Config, found: &mut Findings) {
     core_dumps(found);
+    descriptors(config, found);
     if let Some(tls) = &config.tls {
-        certificate(tls, found);
+        let (clock, _) = super::sources();
+        tls_files(tls, clock.wall_us(), found);
     }
     if !folder(&config.folder, found) {
         return;
@@ -145,7 +152,19 @@ fn core_dumps(found: &mut Findings) {
     }
 }
 
-fn certificate(tls: &Tls, found: &mut Findings) {
+fn descriptors(config: &Config, found: &mut Findings) {
+    let connections = config.limits.connections_max;
+    let most = descriptors_max().map_or("any number".to_owned(), |most| most.to_string());
+    let message = format!("a server can have {most} open, for {connections} connections");
+    if has_descriptors_for(connections) {
+        found.ok("descriptors", message);
+    } else {
+        let advice = "raise the hard limit (`ulimit -Hn`, LimitNOFILE) or lower connections_max";
+        found.warn("descriptors", format!("{message}; {advice}"));
+    }
+}
+
+fn tls_files(tls: &Tls, now: i64, found: &mut Findings) {
     let chain = CertificateDer::pem_file_iter(&tls.cert).and_then(Iterator::collect);
     let chain: Vec<CertificateDer<'_>> = match chain {
         Ok(chain) => chain,
@@ -157,9 +176,26 @@ fn certificate(tls: &Tls, found: &mut Findings) {
     if chain.is_empty() {
         return found.fail("tls", format!("{} holds no certificate", tls.cert.display()));
     }
+    expiry(&chain, now, found);
     match PrivateKeyDer::from_pem_file(&tls.key) {
         Ok(_) => found.ok("tls", format!("{} and its key can be read", tls.cert.display())),
         Err(_) => found.fail("tls", format!("{} is no readable PEM key", tls.key.display())),
+    }
+}
+
+/// Whether a certificate of the chain ends, or has ended.
+fn expiry(chain: &[CertificateDer<'_>], now: i64, found: &mut Findings) {
+    let ends: Option<Vec<i64>> = chain.iter().map(|der| certificate::not_after(der)).collect();
+    let Some(end) = ends.and_then(|ends| ends.into_iter().min()) else {
+        return found.fail("certificate", "its dates cannot be read; is it an X.509 certificate?");
+    };
+    let on = rfc3339(end);
+    if end <= now {
+        found.fail("certificate", format!("expired on {on}; clients refuse it, renew it"));
+    } else if end - now < CERTIFICATE_ENDS_SOON_US {
+        found.warn("certificate", format!("expires on {on}; renew it and restart the server"));
+    } else {
+        found.ok("certificate", format!("is good until {on}"));
     }
 }
 

@@ -14,12 +14,12 @@ use crate::config::{Config, Flags};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::lease::Settle;
-use crate::ops::environments::{self as changes, EnvironmentPatch, Founded, NewEnvironment};
+use crate::ops::environments::{
+    self as changes, EnvironmentPatch, FIRST_ENVIRONMENT, Founded, NewEnvironment,
+};
 use crate::secrets::Secrets;
 use crate::store::{Store, environments, schema};
 
-/// The environment that every store has.
-pub(crate) const FIRST_ENVIRONMENT: &str = "default";
 /// What its keys begin with.
 const FIRST_PREFIX: &str = "k_live";
 

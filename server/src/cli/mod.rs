@@ -20,6 +20,7 @@ use crate::error::{Error, Kind, Result};
 
 mod api;
 mod app;
+mod certificate;
 mod demo;
 mod doctor;
 mod env;

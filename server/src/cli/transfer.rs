@@ -108,6 +108,8 @@ pub(super) async fn restore(
             "owners": kept.owners,
             "memberships": kept.memberships,
             "apis": kept.apis,
+            "applications": kept.applications,
+            "audit_records": kept.audit_records,
         },
         "keys_without_secret": report.keys_without_secret,
         "applications_without_secret": report.applications_without_secret,
@@ -182,8 +184,10 @@ pub(super) async fn carry(config: &Config, flags: MoveFlags, out: &Out) -> Resul
     let folder = Folder::existing(&config.folder);
     let (clock, entropy) = super::sources();
     let progress = Progress::on_terminal();
+    let context = session::operator(&clock, &entropy);
+    let sources = (clock, entropy);
     let report =
-        transfer::move_store(&config.location, &to, &folder, clock, entropy, &progress).await?;
+        transfer::move_store(&config.location, &to, &folder, sources, &context, &progress).await?;
     let object = json!({
         "to": report.to,
         "rows": report.rows,

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
+use super::unique::{self, Unread};
 use crate::clock::parse_rfc3339;
 use crate::error::{Error, Result};
 
@@ -32,10 +33,13 @@ impl Fields {
         if body.is_empty() {
             return Ok(Self::of_object(Map::new()));
         }
-        match serde_json::from_slice::<Value>(body) {
+        match unique::read(body) {
             Ok(Value::Object(values)) => Ok(Self::of_object(values)),
             Ok(_) => Err(Error::invalid("BAD_BODY", "the body must be a JSON object")),
-            Err(error) => Err(not_json(&error)),
+            Err(Unread::Twice(name)) => {
+                Err(Error::invalid("BAD_BODY", format!("{} is given twice", shown("field", &name))))
+            }
+            Err(Unread::NotJson(error)) => Err(not_json(&error)),
         }
     }
 

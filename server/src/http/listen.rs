@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use super::auth::Connection;
 use super::call::{Answer, Reply};
 use super::converse::{Version, converse, version_of};
+use super::places::Places;
 use super::{error, operational};
 use crate::App;
 use crate::error::{Error, Result};
@@ -72,6 +73,7 @@ pub(crate) fn bind_socket(path: &Path) -> Result<UnixListener> {
 pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<TlsAcceptor>) {
     let mut stop = app.stopping.subscribe();
     let places = Arc::new(Semaphore::new(app.limits.connections_max));
+    let of_each = Arc::new(Places::default());
     let mut connections = JoinSet::new();
     loop {
         let place = tokio::select! {
@@ -93,11 +95,16 @@ pub(crate) async fn serve_tcp(app: Arc<App>, listener: TcpListener, tls: Option<
                 continue;
             }
         };
+        let per_address = app.limits.connections_per_address_max;
+        let Some(own_place) = of_each.take(address.ip(), per_address) else {
+            app.metrics.connection_refused();
+            continue;
+        };
         // OK to ignore: without it small answers only come later.
         let _ = stream.set_nodelay(true);
         let (app, tls) = (Arc::clone(&app), tls.clone());
         connections.spawn(async move {
-            let _place = place;
+            let _places = (place, own_place);
             match tls {
                 None => {
                     if let Some(version) = version_of(&app, &stream).await {

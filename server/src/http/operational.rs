@@ -10,6 +10,8 @@ use super::call::{Call, Reply};
 use super::{OPENAPI, reference};
 use crate::App;
 use crate::error::{Error, Result};
+use crate::ops::Actor;
+use crate::ops::environments::FIRST_ENVIRONMENT;
 
 /// Reading the document once is enough: it is part of the binary.
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
@@ -54,7 +56,16 @@ pub(crate) fn readiness(app: &Arc<App>) -> Result<Reply> {
 }
 
 /// `GET /metrics`, in the Prometheus text format.
+///
+/// They are the whole process's, so that in any environment but the first a tenant would read how
+/// much the others verify and how often they are refused.
 pub(crate) async fn metrics(call: Call) -> Result<Reply> {
+    let is_first = call.tenant.row.slug == FIRST_ENVIRONMENT;
+    if !is_first && !matches!(call.context.actor, Actor::Operator(_)) {
+        let public = "metrics are the whole server's: they are read in the environment `default`, \
+                      or at the address given by --metrics-listen";
+        return Err(Error::forbidden("METRICS_ELSEWHERE", public));
+    }
     let text = call.app.metrics.render(&call.app);
     Ok(Reply::text("text/plain; version=0.0.4; charset=utf-8", text))
 }

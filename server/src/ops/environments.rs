@@ -419,6 +419,9 @@ pub async fn remove_pepper(
         .await
 }
 
+/// The slug of the environment that every store has from the start.
+pub(crate) const FIRST_ENVIRONMENT: &str = "default";
+
 /// The name under which a restored store waits for the operator's word.
 pub(crate) const RESTORE_PENDING: &str = "restore_pending";
 

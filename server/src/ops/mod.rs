@@ -97,6 +97,8 @@ actions! {
     RestoreConfirmed = "restore.confirmed",
     /// A store was restored from a backup.
     StoreRestored = "store.restored",
+    /// A store was carried to another database.
+    StoreMoved = "store.moved",
     /// An application was made.
     ApplicationCreated = "application.created",
     /// An application was renamed, disabled or enabled.

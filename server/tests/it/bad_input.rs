@@ -464,6 +464,31 @@ on_both_engines! {
 }
 
 on_both_engines! {
+    /// Readers differ in which of the two they take; here it is neither, on every route.
+    async fn a_field_that_comes_twice_is_a_400(world: World) {
+        let json = "application/json";
+        let (key, _) = world.user_key(&world.api("profiles", &[]).await, "kp_1", &[]).await;
+        let at_key = format!("/api_keys/{key}");
+        let message = "field `name` is given twice";
+        for (method, path, body) in [
+            ("POST", "/apis", r#"{"name":"a","audience":"b","name":"c"}"#),
+            ("PATCH", at_key.as_str(), r#"{"name":"a","\u006eame":"a"}"#),
+            ("POST", "/api_keys/import", r#"{"keys":[{"name":"a","name":"b"}]}"#),
+            ("POST", "/user", r#"{"profile":{"name":"a","name":"b"}}"#),
+        ] {
+            let answer = world.raw(method, path, json, body).await;
+            assert_eq!(answer.refused(400), told("BAD_BODY", message), "{method} {path}");
+        }
+        let secret = r#"{"k_live_0123456789abcdef":1,"k_live_0123456789abcdef":2}"#;
+        let answer = world.raw("POST", "/apis", json, secret).await;
+        assert!(!answer.text.contains("k_live"), "{}", answer.text);
+        let twice = r#"{"api_key":"a","api_key":"b"}"#;
+        let verify = world.raw("POST", "/api_keys/verify", json, twice).await;
+        assert_eq!(verify.refused(400).0, "BAD_BODY");
+    }
+}
+
+on_both_engines! {
     async fn null_does_not_clear_what_cannot_be_empty(world: World) {
         let user = world.post("/user", json!({})).await.expect(200);
         let org = world.post("/organization", json!({ "name": "Acme" })).await.expect(200);

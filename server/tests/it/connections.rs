@@ -319,3 +319,33 @@ async fn pings_alone_do_not_keep_an_http_2_connection() {
     let _ = connection.await.expect("no panic");
     assert!(sender.is_closed());
 }
+
+#[tokio::test]
+async fn one_address_cannot_take_more_than_its_share_of_connections() {
+    let mut world = World::start(Engine::Sqlite).await;
+    world.stop().await;
+    world.config.limits.connections_per_address_max = 3;
+    world.start_again().await;
+    let mut lines = Vec::new();
+    for _ in 0..3 {
+        let mut line = Line::to(&world).await;
+        assert_eq!(line.verify("keys.test", &world.token, "x").await.0, 200);
+        lines.push(line);
+    }
+    assert_eq!(raw(&world, b"GET /healthz HTTP/1.1\r\nhost: keys.test\r\n\r\n", "}").await, "");
+    assert_eq!(lines[0].verify("keys.test", &world.token, "x").await.0, 200, "those there go on");
+    drop(lines);
+    let asked = "GET /metrics HTTP/1.1\r\nhost: keys.test\r\nauthorization: Bearer";
+    let asked = format!("{asked} {}\r\n\r\n", world.token);
+    let metrics = loop {
+        // Until the server has seen that the others are gone.
+        let answer = raw(&world, asked.as_bytes(), "keyward_counts_at_risk 0").await;
+        if !answer.is_empty() {
+            break answer;
+        }
+    };
+    let refused = metrics.lines().find_map(|line| {
+        line.strip_prefix("keyward_connections_refused_total ")?.parse::<u64>().ok()
+    });
+    assert!(refused.expect("a counter") >= 1, "{metrics}");
+}

@@ -180,6 +180,21 @@ on_both_engines! {
 }
 
 on_both_engines! {
+    /// Metrics are counted for the whole process.
+    async fn an_environment_does_not_read_what_the_others_do(world: World) {
+        let metrics = ("GET", "/metrics");
+        let alone = ask(&world, OURS, Some(&world.token), metrics, None).await;
+        assert_eq!(alone.status, 200);
+        let two = Two::of(&world).await;
+        let refused = ask(&world, THEIRS, Some(&two.theirs), metrics, None).await;
+        assert!(!refused.text.contains("keyward_"), "{}", refused.text);
+        assert_eq!(refused.refused(403).0, "METRICS_ELSEWHERE");
+        let first = ask(&world, OURS, Some(&world.token), metrics, None).await;
+        assert!(first.text.contains("keyward_keys"), "{}", first.text);
+    }
+}
+
+on_both_engines! {
     async fn a_key_of_one_environment_is_unknown_in_the_other(world: World) {
         let two = Two::of(&world).await;
         let ours = two.api(&world, OURS).await;

@@ -10,7 +10,6 @@ mod bad_input;
 mod bad_secrets;
 mod bad_tokens;
 mod canary;
-mod cli;
 mod connections;
 mod coverage;
 mod environments;

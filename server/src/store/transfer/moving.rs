@@ -6,13 +6,15 @@
 //!
 //! At no instruction are there two stores that could be served:
 //! ```text
-//! source:  lock ─ snapshot ────────────── mark "moved" ─ commit
-//! target:           copy ─ compare (uncommitted) ───────────── commit
+//! source:  lock ─ snapshot ──────────────────────── mark "moved" ─ commit
+//! target:           copy ─ compare ─ audit record (uncommitted) ──────── commit
 //! ```
 //! A process that dies between the two commits leaves a marked source and an empty target; the same
 //! command run again finishes the work, because a marked source may be moved to where it is marked.
 
 use std::path::PathBuf;
+
+use serde_json::json;
 
 use super::backup::{remove_database, with_suffix};
 use super::copying::{self, rows_in};
@@ -24,8 +26,10 @@ use super::{
 use crate::clock::{Clock, Entropy, rfc3339};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
+use crate::ops::{Action, Context};
 use crate::progress::Progress;
-use crate::store::{Conn, Location, Store, environments, schema};
+use crate::store::changes::{self, NewChange};
+use crate::store::{Conn, Fact, Location, Store, audit, environments, schema};
 
 /// What a move came to.
 #[derive(Debug)]
@@ -53,8 +57,8 @@ pub(crate) async fn move_store(
     from: &Location,
     to: &Location,
     folder: &Folder,
-    clock: Clock,
-    entropy: Entropy,
+    (clock, entropy): (Clock, Entropy),
+    context: &Context,
     progress: &Progress,
 ) -> Result<MoveReport> {
     let _lock = folder.lock_soon().await?;
@@ -69,7 +73,8 @@ pub(crate) async fn move_store(
         let moved = async {
             let (clock, entropy) = (source.clock.clone(), source.entropy.clone());
             let target = Store::open(to, true, clock, entropy).await?;
-            let moved = carry(&source, &target, to, progress).await;
+            let record = Record { context, from: place(from), to: place(to) };
+            let moved = carry(&source, &target, to, &record, progress).await;
             close(target).await;
             moved
         }
@@ -126,10 +131,40 @@ async fn set_aside_moved(source: &Store, to: &Location) -> Result<Option<PathBuf
     Ok(Some(aside))
 }
 
+/// What the audit log of the moved store says of the move.
+struct Record<'a> {
+    context: &'a Context,
+    from: String,
+    to: String,
+}
+
+impl Record<'_> {
+    /// Writes it, in the transaction that makes the target a store.
+    async fn write(&self, conn: &mut Conn, target: &Store) -> Result<()> {
+        let all = environments::all_any_environment(conn).await?;
+        let first = all.first().ok_or_else(|| Error::internal("no environment was carried"))?;
+        let (heads, at) = (changes::heads(conn).await?, target.clock.now_us());
+        let fact = Fact {
+            target_kind: "store",
+            before: Some(json!({ "database": self.from })),
+            after: Some(json!({ "database": self.to })),
+            ..Fact::default()
+        };
+        let (env, seq) = (first.env, heads.seq + 1);
+        let action = Action::StoreMoved;
+        let record = audit::NewRecord::of_change(env, at, self.context, action, &fact, seq);
+        audit::insert(conn, heads.audit_no, vec![record]).await?;
+        // Nothing that a follower must read again.
+        let (nonce, touched) = (target.entropy.bytes(), Vec::new());
+        changes::insert(conn, target.node(), vec![NewChange { seq, nonce, env, touched, at }]).await
+    }
+}
+
 async fn carry(
     source: &Store,
     target: &Store,
     to: &Location,
+    record: &Record<'_>,
     progress: &Progress,
 ) -> Result<MoveReport> {
     schema::bring_up(target).await?;
@@ -144,6 +179,7 @@ async fn carry(
         begin_exclusive(&mut into).await?;
         let report = copy_and_compare(&mut from, &mut into, to, progress).await?;
         schema::unset_meta(&mut into, MOVED_TO).await?;
+        record.write(&mut into, target).await?;
         schema::set_meta(&mut from, MOVED_TO, &report.to).await?;
         Ok(report)
     }

@@ -318,7 +318,8 @@ impl World {
     async fn try_move(&self, to: &Location) -> Result<MoveReport> {
         let folder = Folder::existing(self.path());
         let (clock, entropy) = (self.clock().clone(), self.store.entropy.clone());
-        move_store(&self.location, to, &folder, clock, entropy, &Progress::silent()).await
+        let (sources, silent) = ((clock, entropy), Progress::silent());
+        move_store(&self.location, to, &folder, sources, &self.context, &silent).await
     }
 }
 

@@ -11,8 +11,7 @@ fn issuer(process: &Process, host: &str) -> Option<String> {
 
 on_each_engine! {
     fn init_prints_one_object_and_nothing_else_once(engine) {
-        let database = (engine == Engine::Postgres).then(|| block_on(fresh_postgres()));
-        let site = Site::empty(database);
+        let site = Site::empty_on(engine);
         // An existing empty folder is fine.
         std::fs::create_dir(&site.folder).expect("a folder");
         let init = ["init", "--public-url", "https://keys.example.com/", "--json"];
@@ -39,8 +38,7 @@ on_each_engine! {
 
 on_each_engine! {
     fn serve_on_an_empty_store_initialises_it_and_prints_no_credentials(engine) {
-        let database = (engine == Engine::Postgres).then(|| block_on(fresh_postgres()));
-        let mut site = Site::empty(database);
+        let mut site = Site::empty_on(engine);
         let process = site.serve();
         let said = process.log();
         let list = site.json(&["app", "list"]);

@@ -160,3 +160,24 @@ fn a_client_that_sends_half_and_goes_away_harms_nobody() {
     assert!(!process.verify(&token, "k_live_x").is_valid());
     process.terminate();
 }
+
+#[test]
+fn a_server_raises_its_limit_of_file_descriptors_to_the_most_it_may_have() {
+    let site = Site::new(Engine::Sqlite);
+    let serve = site.serve_command(&[]);
+    let mut command = alone("sh");
+    command.args(["-c", "ulimit -Sn 300 && ulimit -Hn 700 && exec \"$@\"", "sh"]);
+    command.arg(serve.get_program()).args(serve.get_args());
+    let log = site.parent.path().join("log");
+    let mut process = Process::spawn(command, site.address, &log);
+    process.wait_until_ready();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.child.id()));
+    let limits = limits.expect("a process");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[3..5], ["700", "700"], "{line}");
+    let said = process.log();
+    assert!(said.contains("700 file descriptors can be open"), "{said}");
+    assert!(said.contains("too few for connections_max = 10000"), "{said}");
+    process.terminate();
+}

@@ -9,6 +9,7 @@
 #![expect(clippy::indexing_slicing, reason = "a test says with a panic what went wrong")]
 
 use std::fs::File;
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use crate::world::{Engine, fresh_postgres};
 use room::Room;
 use wire::{Reply, Wire};
 
+mod cli;
 mod counting;
 mod database;
 mod folder;
@@ -123,6 +125,36 @@ struct Site {
     parent: tempfile::TempDir,
 }
 
+/// What a command did.
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn of(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// The one JSON document that it printed, after succeeding.
+    #[track_caller]
+    fn json(&self) -> Value {
+        assert_eq!(self.code, Some(0), "{}", self.err);
+        serde_json::from_str(&self.out).expect("one JSON document on standard output")
+    }
+
+    /// The code of the failure that it told on standard error, in the form for programs.
+    #[track_caller]
+    fn failure(&self) -> String {
+        assert_eq!((self.code, self.out.as_str()), (Some(1), ""), "{}", self.err);
+        let told = self.err.lines().last().expect("a failure is told");
+        let told: Value = serde_json::from_str(told).expect("JSON in the last line");
+        told["error"]["code"].as_str().expect("a code").to_owned()
+    }
+}
+
 /// A key as its holder knows it.
 #[derive(Clone, Debug)]
 struct Key {
@@ -133,8 +165,14 @@ struct Key {
 impl Site {
     /// Makes a store on a fresh database.
     fn new(engine: Engine) -> Self {
-        let database = (engine == Engine::Postgres).then(|| block_on(fresh_postgres()));
-        Self::with_database(database)
+        let mut site = Self::empty_on(engine);
+        site.init();
+        site
+    }
+
+    /// A fresh database with nothing in it yet.
+    fn empty_on(engine: Engine) -> Self {
+        Self::empty((engine == Engine::Postgres).then(|| block_on(fresh_postgres())))
     }
 
     fn with_database(database: Option<String>) -> Self {
@@ -186,20 +224,31 @@ impl Site {
         self.command(arguments).output().expect("the binary runs")
     }
 
+    /// Runs a command in the form for programs.
+    fn ran(&self, arguments: &[&str]) -> Ran {
+        self.ran_with(arguments, "")
+    }
+
+    /// The same, with something on its standard input.
+    fn ran_with(&self, arguments: &[&str], input: &str) -> Ran {
+        until("the command has done it", || {
+            let mut command = self.command(arguments);
+            command.arg("--json").stdin(Stdio::piped());
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().expect("the binary runs");
+            // OK to ignore: a command that reads no input may have ended.
+            let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+            let ran = Ran::of(child.wait_with_output().expect("the binary ends"));
+            // What PostgreSQL is told to do to a client that a busy machine stops for a second in
+            // the middle of a change.
+            (!ran.err.contains("nothing was changed, try again")).then_some(ran)
+        })
+    }
+
     /// Runs a command that must succeed, and returns what it printed.
     #[track_caller]
     fn json(&self, arguments: &[&str]) -> Value {
-        let output = until("the command has done it", || {
-            let output = self.command(arguments).arg("--json").output().expect("the binary runs");
-            let errors = String::from_utf8_lossy(&output.stderr);
-            // What PostgreSQL is told to do to a client that a busy machine stops for a second in
-            // the middle of a change.
-            (!errors.contains("nothing was changed, try again")).then_some(output)
-        });
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?} failed: {errors}");
-        serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("{arguments:?} printed no JSON ({error}): {errors}"))
+        self.ran(arguments).json()
     }
 
     /// Starts a server and waits until it is ready.

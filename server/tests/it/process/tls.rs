@@ -192,3 +192,34 @@ fn files_that_are_no_certificate_or_key_are_named_and_nothing_is_made() {
     }
     assert!(!site.folder.join("keyward.db").exists(), "a store was made all the same");
 }
+
+#[test]
+fn doctor_warns_two_weeks_before_the_certificate_ends() {
+    let site = Site::new(Engine::Sqlite);
+    let now = keyward::clock::Clock::system().wall_us();
+    for (days, state) in [(30, "ok"), (13, "warn"), (-2, "fail")] {
+        let on = keyward::clock::rfc3339(now + days * 24 * 3_600 * 1_000_000);
+        let part = |from, to| on[from..to].parse::<u8>().expect("a number");
+        let year = on[..4].parse().expect("a year");
+        let mut params = CertificateParams::new(vec![HOST.to_owned()]).expect("a name");
+        params.not_after = rcgen::date_time_ymd(year, part(5, 7), part(8, 10));
+        let key = KeyPair::generate().expect("a key");
+        let (cert, key_file) = (site.parent.path().join("c.pem"), site.parent.path().join("k.pem"));
+        std::fs::write(&cert, params.self_signed(&key).expect("signed").pem()).expect("written");
+        std::fs::write(&key_file, key.serialize_pem()).expect("written");
+        let output = site
+            .command(&["doctor", "--json"])
+            .env("KEYWARD_TLS_CERT", &cert)
+            .env("KEYWARD_TLS_KEY", &key_file)
+            .output()
+            .expect("runs");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let checks = report["checks"].as_array().expect("a list");
+        let found = checks.iter().find(|one| one["check"] == "certificate").expect("a check");
+        assert_eq!(found["state"], state, "{found}");
+        assert!(found["message"].as_str().expect("a text").contains(&on[..10]), "{found}");
+        assert_eq!(report["is_healthy"], state != "fail");
+        let descriptors = checks.iter().find(|one| one["check"] == "descriptors");
+        assert!(descriptors.expect("a check")["message"].is_string());
+    }
+}

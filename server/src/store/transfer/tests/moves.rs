@@ -2,6 +2,13 @@
 
 use super::*;
 
+/// What the tables hold that a move adds nothing to: it leaves its own record and its own change.
+async fn carried(world: &World) -> Vec<Sum> {
+    let mut sums = world.sums().await;
+    sums.retain(|sum| !["audit_log", "change_log", "change_head"].contains(&sum.table));
+    sums
+}
+
 /// A world with something in every table that `ops` can fill, and more than one page of keys.
 async fn full(engine: Engine, seed: u64) -> (World, Secret) {
     let world = World::found(engine, seed).await;
@@ -32,7 +39,7 @@ async fn a_move_to_another_engine_and_back_loses_nothing() {
     }
     let (world, secret) = full(Engine::Sqlite, 40).await;
     let key_count = world.number("select count(*) from api_keys").await;
-    let before = world.sums().await;
+    let before = carried(&world).await;
     let folder = world.path().to_path_buf();
     let server = empty_place(Engine::Postgres, &folder).await;
     let report = world.try_move(&server).await.expect("moved");
@@ -40,14 +47,14 @@ async fn a_move_to_another_engine_and_back_loses_nothing() {
     assert_eq!(i64::try_from(report.keys), Ok(key_count));
     assert_eq!(usize::try_from(report.tables), Ok(TABLES.len()));
     let world = world.moved(&server).await;
-    assert_eq!(world.sums().await, before, "there");
+    assert_eq!(carried(&world).await, before, "there");
     assert_eq!(world.verdict(secret.expose()).await, "valid");
     let file = empty_place(Engine::Sqlite, &folder).await;
     let report = world.try_move(&file).await.expect("moved back");
     // The old file was in the way; it had been moved away, so it was put aside.
     assert!(report.set_aside.is_some_and(|path| path.exists()));
     let world = world.moved(&file).await;
-    assert_eq!(world.sums().await, before, "back again");
+    assert_eq!(carried(&world).await, before, "back again");
     assert_eq!(world.verdict(secret.expose()).await, "valid");
     world.issue_to("u9").await;
 }
@@ -111,7 +118,7 @@ async fn a_failed_move_leaves_the_source_in_service_and_no_target() {
 async fn an_interrupted_move_is_finished_by_the_same_command() {
     for engine in engines() {
         let (world, secret) = full(Engine::Sqlite, 45).await;
-        let before = world.sums().await;
+        let before = carried(&world).await;
         let other = tempfile::tempdir().expect("a folder");
         let to = empty_place(engine, other.path()).await;
         // The source was marked and its process died before the target was committed.
@@ -123,7 +130,7 @@ async fn an_interrupted_move_is_finished_by_the_same_command() {
         let again = world.try_move(&to).await.expect("nothing to do");
         assert!(again.already_moved);
         let world = world.moved(&to).await;
-        assert_eq!(world.sums().await, before, "{engine:?}");
+        assert_eq!(carried(&world).await, before, "{engine:?}");
         assert_eq!(world.meta(MOVED_TO).await, None);
         assert_eq!(world.verdict(secret.expose()).await, "valid");
     }
@@ -172,4 +179,39 @@ async fn a_move_waits_for_the_change_that_is_being_written_and_carries_it() {
     moving.await.expect("moved");
     let world = world.moved(&to).await;
     assert_eq!(world.meta("written_meanwhile").await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn a_moved_store_knows_who_moved_it_and_from_where() {
+    for engine in engines() {
+        let world = World::found(Engine::Sqlite, 48).await;
+        let records = "select count(*) from audit_log";
+        let (before, from) = (world.number(records).await, place(&world.location));
+        let other = tempfile::tempdir().expect("a folder");
+        let to = empty_place(engine, other.path()).await;
+        world.try_move(&to).await.expect("moved");
+        assert_eq!(world.number(records).await, before, "the source is left as it was");
+        // A second run finds the work done, and leaves no second record.
+        assert!(world.try_move(&to).await.expect("nothing to do").already_moved);
+        let world = world.moved(&to).await;
+        assert_eq!(world.number(records).await, before + 1);
+        let mut conn = world.store.read().await.expect("a connection");
+        let (actor, before_state, after_state, seq) = store::row!(
+            &mut conn,
+            (String, String, String, i64),
+            "select actor_kind, before_state, after_state, change_seq from audit_log
+             where action = 'store.moved'",
+        )
+        .expect("selects")
+        .expect("a record");
+        drop(conn);
+        assert_eq!(actor, "system", "as the world's own context says");
+        let state = |place: String| serde_json::json!({ "database": place }).to_string();
+        assert_eq!((before_state, after_state), (state(from), state(place(&to))));
+        // The log goes on without a gap, so that followers can.
+        assert_eq!(world.number("select seq from change_head").await, seq);
+        assert_eq!(world.number("select max(seq) from change_log").await, seq);
+        world.issue_to("u9").await;
+        assert_eq!(world.number("select seq from change_head").await, seq + 1);
+    }
 }
