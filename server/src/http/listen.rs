@@ -1,5 +1,5 @@
-//! Listeners: TCP with or without TLS, the operator's socket, and metrics for machines. What is said
-//! on an accepted connection is `converse`'s.
+//! Listeners: TCP with or without TLS, the operator's socket, and metrics for machines. What is
+//! said on an accepted connection is `converse`'s.
 
 use std::io;
 use std::net::SocketAddr;

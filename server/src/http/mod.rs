@@ -1,10 +1,10 @@
 //! The contract with the network (wire.md): listeners, routes, and what goes over them.
 //!
-//! `listen` accepts connections, `converse` holds one, `routes` is the one table of what can be asked, `call` carries a
-//! request to its handler and a reply back, `auth` finds out who asks. The handlers of a resource
-//! are in the file of its name; `verify` alone has a path of its own through all of this, because
-//! it is asked a thousand times as often as everything else together. Only here are Kinde's words
-//! (`created_on`, `is_valid`, `org_code`) spoken.
+//! `listen` accepts connections, `converse` holds one, `routes` is the one table of what can be
+//! asked, `call` carries a request to its handler and a reply back, `auth` finds out who asks. The
+//! handlers of a resource are in the file of its name; `verify` alone has a path of its own through
+//! all of this, because it is asked a thousand times as often as everything else together. Only
+//! here are Kinde's words (`created_on`, `is_valid`, `org_code`) spoken.
 
 pub(crate) mod apis;
 pub(crate) mod applications;
