@@ -193,6 +193,33 @@ async fn a_restore_does_not_give_back_what_applications_and_apis_have_lost() {
     }
 }
 
+/// What the tokens carry that the world's application gets now.
+async fn generation(world: &World) -> i64 {
+    let mut conn = world.store.read().await.expect("a connection");
+    let secrets = applications::secrets_any_environment(&mut conn).await.expect("asked");
+    secrets.into_iter().find(|secret| secret.app == world.app).expect("a secret").generation
+}
+
+#[tokio::test]
+async fn a_restore_does_not_give_back_tokens_that_had_ended() {
+    for engine in engines() {
+        let world = World::found(engine, 19).await;
+        let before = generation(&world).await;
+        let backup = world.backup("b.db").await;
+        for enabled in [false, true] {
+            let (store, context) = (&world.store, &world.context);
+            ops::applications::update(store, world.env, context, world.app, None, Some(enabled))
+                .await
+                .expect("changed");
+        }
+        let after = generation(&world).await;
+        assert!(after > before);
+        let (world, report) = world.restore(&backup).await;
+        assert_eq!(generation(&world).await, after, "{engine:?}");
+        assert_eq!(report.kept.applications, 1);
+    }
+}
+
 #[tokio::test]
 async fn what_the_backup_had_revoked_stays_revoked() {
     let world = World::found(Engine::Sqlite, 12).await;
