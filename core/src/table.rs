@@ -225,6 +225,14 @@ impl Table {
             .collect();
     }
 
+    /// Makes room for as many keys and users as are about to come, which is faster than growing.
+    /// To be called while there are none; more may come, and fewer.
+    pub fn expect(&mut self, keys: usize, users: usize) {
+        self.key_index.expect(keys);
+        self.digest_index.expect(keys);
+        self.users.index.expect(users);
+    }
+
     /// Adds or replaces an environment.
     pub fn put_environment(&mut self, row: EnvironmentRow) {
         let env = self.env_or_placeholder(row.env);

@@ -106,7 +106,8 @@ fn key(row: Row) -> Result<Key> {
     })
 }
 
-fn owner(kind: i64, user: Option<&str>, org: Option<&str>) -> Result<Owner> {
+/// An owner from its kind and, as far as that kind has them, its user and its organization.
+pub(super) fn owner(kind: i64, user: Option<&str>, org: Option<&str>) -> Result<Owner> {
     let user = user.and_then(UserId::parse);
     let org = org.and_then(OrgCode::parse);
     match (kind, user, org) {
@@ -511,17 +512,22 @@ struct LoadRow {
     superseded_at: Option<i64>,
 }
 
+/// How a digest was made, by the id of its pepper.
+pub(super) fn scheme(pepper_id: i64) -> Result<Scheme> {
+    match u32::try_from(pepper_id) {
+        Ok(UNPEPPERED) => Ok(Scheme::Sha256),
+        Ok(pepper) => Ok(Scheme::Pepper(pepper)),
+        Err(_) => Err(Error::internal("a pepper's id cannot be read")),
+    }
+}
+
 /// Joins consecutive rows of one key into one [`KeyRow`].
 fn table_rows(loaded: Vec<LoadRow>) -> Result<Vec<KeyRow>> {
     let mut keys: Vec<KeyRow> = Vec::with_capacity(loaded.len());
     for row in loaded {
         let secret = SecretRow {
             digest: super::digest(&row.digest)?,
-            scheme: match u32::try_from(row.pepper_id) {
-                Ok(UNPEPPERED) => Scheme::Sha256,
-                Ok(pepper) => Scheme::Pepper(pepper),
-                Err(_) => return Err(Error::internal("a pepper's id cannot be read")),
-            },
+            scheme: scheme(row.pepper_id)?,
             superseded_at: row.superseded_at,
         };
         let id = KeyId::from_bytes(id16(&row.key_id)?);
@@ -551,27 +557,6 @@ fn table_rows(loaded: Vec<LoadRow>) -> Result<Vec<KeyRow>> {
         });
     }
     Ok(keys)
-}
-
-/// A page of all keys for the table, in the order of their ids, beginning after `after`.
-pub(crate) async fn load_page_any_environment(
-    conn: &mut Conn,
-    after: [u8; 16],
-    size: i64,
-) -> Result<Vec<KeyRow>> {
-    let loaded = rows!(
-        conn,
-        LoadRow,
-        "select k.key_id, k.env_id, k.name, k.metadata, k.owner_kind, k.user_id, k.org_code,
-                k.api_id, k.scope_ids, k.issued_seq, k.not_before, k.expires_at, k.disabled_at,
-                k.revoked_at, k.imported, s.digest, s.pepper_id, s.superseded_at
-         from (select * from api_keys where key_id > $1 order by key_id limit $2) k
-         join key_secrets s on s.key_id = k.key_id
-         order by k.key_id",
-        after.as_slice(),
-        size,
-    )?;
-    table_rows(loaded)
 }
 
 /// How many keys there are, for the progress of loading them.

@@ -31,6 +31,7 @@ pub(crate) mod idempotency;
 pub(crate) mod keys;
 pub(crate) mod nodes;
 pub(crate) mod owners;
+pub(crate) mod pages;
 pub(crate) mod schema;
 pub(crate) mod sealed;
 pub(crate) mod transfer;
