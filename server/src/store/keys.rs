@@ -227,38 +227,12 @@ pub(crate) async fn page(
     .collect()
 }
 
-/// Stores a new key.
-pub(crate) async fn insert(conn: &mut Conn, k: &Key) -> Result<()> {
-    let (owner_kind, user, org) = owner_columns(&k.owner);
-    let scopes: Vec<u8> = k.scopes.iter().flat_map(|scope| *scope.bytes()).collect();
-    run!(
-        conn,
-        "insert into api_keys
-         (key_id, env_id, name, description, metadata, owner_kind, user_id, org_code, api_id,
-          scope_ids, issued_seq, not_before, expires_at, imported, key_prefix, key_suffix,
-          created_at, created_by, changed_seq)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-                 $11)",
-        k.key.bytes().as_slice(),
-        k.env.bytes().as_slice(),
-        k.name.as_str(),
-        k.description.as_deref(),
-        k.metadata.as_deref(),
-        owner_kind,
-        user,
-        org,
-        k.api.bytes().as_slice(),
-        scopes.as_slice(),
-        k.issued_seq,
-        k.not_before,
-        k.expires_at,
-        i64::from(k.imported),
-        k.key_prefix.as_str(),
-        k.key_suffix.as_str(),
-        k.created_at,
-        k.created_by.as_deref(),
-    )?;
-    Ok(())
+/// A new key with the digest of its secret.
+#[derive(Debug)]
+pub(crate) struct Minted {
+    pub(crate) key: Key,
+    pub(crate) digest: Digest,
+    pub(crate) pepper_id: u32,
 }
 
 /// Inserts a page of keys, and then their secrets.
@@ -270,7 +244,7 @@ macro_rules! insert_page {
               scope_ids, issued_seq, not_before, expires_at, imported, key_prefix, key_suffix,
               created_at, created_by, changed_seq) ",
         )
-        .push_values($page, |mut row, (k, _)| {
+        .push_values($page, |mut row, Minted { key: k, .. }| {
             let (owner_kind, user, org) = owner_columns(&k.owner);
             let scopes: Vec<u8> = k.scopes.iter().flat_map(|scope| *scope.bytes()).collect();
             row.push_bind(k.key.bytes().to_vec())
@@ -300,11 +274,11 @@ macro_rules! insert_page {
         QueryBuilder::<$engine>::new(
             "insert into key_secrets (env_id, digest, key_id, pepper_id, created_at) ",
         )
-        .push_values($page, |mut row, (k, digest)| {
+        .push_values($page, |mut row, Minted { key: k, digest, pepper_id }| {
             row.push_bind(k.env.bytes().to_vec())
                 .push_bind(digest.bytes().to_vec())
                 .push_bind(k.key.bytes().to_vec())
-                .push_bind(i64::from(UNPEPPERED))
+                .push_bind(i64::from(*pepper_id))
                 .push_bind($now);
         })
         .build()
@@ -316,13 +290,9 @@ macro_rules! insert_page {
 /// Rows in one statement: 19 values each, of the 32,766 that SQLite takes.
 const INSERT_ROWS: usize = 500;
 
-/// Stores keys made elsewhere, each with the digest of its secret.
-pub(crate) async fn insert_imported(
-    conn: &mut Conn,
-    keys: &[(Key, Digest)],
-    now: i64,
-) -> Result<()> {
-    for page in keys.chunks(INSERT_ROWS) {
+/// Stores new keys, each with the digest of its secret.
+pub(crate) async fn insert(conn: &mut Conn, minted: &[Minted], now: i64) -> Result<()> {
+    for page in super::portions(minted, INSERT_ROWS) {
         match conn {
             Conn::Sqlite(c) => insert_page!(sqlx::Sqlite, c, page, now),
             Conn::Postgres(c) => insert_page!(sqlx::Postgres, c, page, now),
@@ -579,7 +549,7 @@ pub(crate) async fn load_some(conn: &mut Conn, ids: &[KeyId]) -> Result<Vec<KeyR
                      where k.key_id in (",
                 );
                 let mut list = query.separated(", ");
-                for id in page {
+                for id in super::repeated(page, 200) {
                     list.push_bind(id.bytes().to_vec());
                 }
                 query.push(") order by k.key_id");
