@@ -432,3 +432,6 @@ impl Packed {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

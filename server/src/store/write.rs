@@ -517,3 +517,6 @@ async fn discard(conn: Conn) {
         Conn::Postgres(c) => drop(c.close().await),
     }
 }
+
+#[cfg(test)]
+mod tests;
