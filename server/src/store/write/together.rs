@@ -44,7 +44,7 @@ pub(super) fn gather(
 /// Issues the keys of `group`, which are of one environment.
 pub(super) async fn run(tx: &mut Tx, group: Vec<Asked>, tells: &mut VecDeque<Tell>) -> Result<()> {
     let all: Vec<&Issue> = group.iter().map(|one| &one.issue).collect();
-    let mut results = match attempt(tx, &all).await? {
+    let results = match attempt(tx, &all).await? {
         Ok(results) => results,
         Err(error) if group.len() == 1 => vec![Err(error)],
         Err(error) => {
@@ -59,7 +59,7 @@ pub(super) async fn run(tx: &mut Tx, group: Vec<Asked>, tells: &mut VecDeque<Tel
             results
         }
     };
-    for (one, result) in group.into_iter().zip(results.drain(..)) {
+    for (one, result) in group.into_iter().zip(results) {
         tells.push_back(Ran::new(result, one.answer).tell);
     }
     Ok(())
