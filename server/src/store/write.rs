@@ -172,7 +172,9 @@ impl Queue {
     pub(super) fn start(pools: Pools, node: [u8; 16], clock: Clock, entropy: Entropy) -> Self {
         let (messages, inbox) = mpsc::channel(QUEUE_MAX);
         let (announce, committed) = watch::channel(0);
-        tokio::spawn(Writer { pools, node, clock, entropy, announce, idle: None }.run(inbox));
+        tokio::spawn(
+            Writer { pools, node, clock, entropy, announce, idle: None, held: None }.run(inbox),
+        );
         Self { messages, committed }
     }
 
@@ -305,11 +307,18 @@ struct Writer {
     announce: watch::Sender<i64>,
     /// The connection between two batches.
     idle: Option<Conn>,
+    /// What was taken from the queue and was not for the batch that took it.
+    held: Option<Message>,
 }
 
 impl Writer {
     async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
-        while let Some(message) = inbox.recv().await {
+        loop {
+            let next = match self.held.take() {
+                Some(held) => Some(held),
+                None => inbox.recv().await,
+            };
+            let Some(message) = next else { return };
             if let Message::End(ended) = message {
                 drop(self.idle.take());
                 // OK to ignore: whoever asked may have stopped waiting.
@@ -317,18 +326,12 @@ impl Writer {
                 return;
             }
             let pools = self.pools.clone();
-            let tx = match pools.in_time(self.begin()).await {
-                Ok(tx) => tx,
+            match pools.in_time(self.begin()).await {
+                Ok(tx) => self.batch(tx, message, &mut inbox).await,
+                // Dropping the message tells its caller that nothing was changed.
                 Err(error) => {
-                    // Dropping the message tells its caller that nothing was changed.
                     tracing::error!(cause = error.chain(), "a write transaction could not begin");
-                    continue;
                 }
-            };
-            if let Some(Message::End(ended)) = self.batch(tx, message, &mut inbox).await {
-                // OK to ignore: whoever asked may have stopped waiting.
-                let _ = ended.send(());
-                return;
             }
         }
     }
@@ -365,50 +368,43 @@ impl Writer {
         })
     }
 
-    /// Runs `first` and what waits behind it, for as long as a batch may take. Returns whether the
-    /// transaction may be committed, and the message that is no change, if one came.
+    /// Runs `first` and what waits behind it, for as long as a batch may take. What was taken from
+    /// the queue and does not belong to this batch begins the next.
     async fn fill(
-        &self,
+        &mut self,
         tx: &mut Tx,
         first: Message,
         inbox: &mut mpsc::Receiver<Message>,
         tells: &mut VecDeque<Tell>,
-    ) -> (Result<()>, Option<Message>) {
+    ) -> Result<()> {
         let began = self.clock.boot_us();
         let longest = i64::try_from(BATCH_TIME.as_micros()).unwrap_or(0);
-        let mut next = Some(first);
-        while let Some(message) = next.take() {
-            let ran = match message {
-                Message::Run(job) => self.pools.in_time(run_one(tx, job, tells)).await,
-                Message::Issue(first) => {
+        self.held = Some(first);
+        loop {
+            match self.held.take() {
+                Some(Message::Run(job)) => self.pools.in_time(run_one(tx, job, tells)).await?,
+                Some(Message::Issue(first)) => {
                     let room = BATCH_MAX.saturating_sub(tells.len());
                     let (group, other) = together::gather(*first, room, inbox);
-                    next = other;
-                    self.pools.in_time(together::run(tx, group, tells)).await
+                    self.held = other;
+                    self.pools.in_time(together::run(tx, group, tells)).await?;
                 }
-                end @ Message::End(_) => return (Ok(()), Some(end)),
-            };
-            if ran.is_err() {
-                // Dropping a change tells its caller that nothing was changed.
-                return (ran, next.filter(|next| matches!(next, Message::End(_))));
+                end @ (Some(Message::End(_)) | None) => {
+                    self.held = end;
+                    return Ok(());
+                }
             }
-            let in_time = self.clock.boot_us() - began < longest;
-            if next.is_none() && tells.len() < BATCH_MAX && in_time {
-                next = inbox.try_recv().ok();
+            if tells.len() >= BATCH_MAX || self.clock.boot_us() - began >= longest {
+                return Ok(());
             }
+            self.held = self.held.take().or_else(|| inbox.try_recv().ok());
         }
-        (Ok(()), None)
     }
 
-    /// Runs `first` and what waits behind it; returns the message that is no change, if one came.
-    async fn batch(
-        &mut self,
-        mut tx: Tx,
-        first: Message,
-        inbox: &mut mpsc::Receiver<Message>,
-    ) -> Option<Message> {
+    /// Carries out a batch that begins with `first`, and tells everybody what came of it.
+    async fn batch(&mut self, mut tx: Tx, first: Message, inbox: &mut mpsc::Receiver<Message>) {
         let mut tells = VecDeque::new();
-        let (filled, left_over) = self.fill(&mut tx, first, inbox, &mut tells).await;
+        let filled = self.fill(&mut tx, first, inbox, &mut tells).await;
         // Whatever fails before the commit is sent takes everything along, and nothing is in doubt.
         let mut in_doubt = false;
         let result = match filled {
@@ -451,10 +447,6 @@ impl Writer {
         if let Some(conn) = broken_conn {
             tokio::spawn(discard(conn));
         }
-        if left_over.is_some() {
-            drop(self.idle.take());
-        }
-        left_over
     }
 }
 
