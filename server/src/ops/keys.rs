@@ -1,7 +1,7 @@
 //! Issue, change, rotate, revoke: what can happen to a key.
 //!
-//! New keys are made in `issue`, and what they refer to is checked in `prepare`; keys made elsewhere
-//! come by `import`.
+//! New keys are made in `issue`, and what they refer to is checked in `prepare`; keys made
+//! elsewhere come by `import`.
 
 use keyward_core::{Digest, EnvId, KeyId, Owner, Pepper, Prefix, Secret};
 use serde_json::{Value, json};

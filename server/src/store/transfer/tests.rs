@@ -1,8 +1,8 @@
 //! What backup, restore and move guarantee, on both engines.
 //!
-//! A [`World`] is a data folder with a store in it, on one engine, filled through `ops`; other tests
-//! of the store use it, too. Whether a secret is good is asked of the table that the follower loads,
-//! as a server would.
+//! A [`World`] is a data folder with a store in it, on one engine, filled through `ops`; other
+//! tests of the store use it, too. Whether a secret is good is asked of the table that the follower
+//! loads, as a server would.
 
 mod backups;
 mod moves;

@@ -90,7 +90,7 @@ async fn issue(tx: &mut Tx, env: EnvId, all: &[&Issue]) -> Result<Vec<Result<Com
     Ok(results)
 }
 
-/// Whether an error may come from a statement, which has then spoilt the transaction for the others.
+/// Whether an error may come from a statement, which has then spoilt the transaction for all.
 fn is_of_a_statement(error: &Error) -> bool {
     matches!(error.kind, Kind::Unavailable | Kind::Internal) || error.code == "CONSTRAINT"
 }
