@@ -14,14 +14,16 @@ use crate::digest::sha256;
 use crate::index::{Index, hash_digest, hash_env, hash_id, hash_pair};
 use crate::secret::{Parts, strip_scheme};
 use crate::slab::Slab;
-use crate::text::Text;
 use crate::{
     ApiId, ApiRow, Digest, EnvId, EnvironmentRow, KeyId, KeyRow, MembershipRow, OrgCode, OrgRow,
     Owner, Pepper, Scheme, ScopeId, SecretRow, UserId, UserRow,
 };
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicU32;
+
+mod owners;
+
+pub(crate) use owners::Owners;
 
 /// No slot: the end of a chain, or an owner's place in a key that belongs to the environment.
 const NONE: u32 = u32::MAX;
@@ -75,23 +77,6 @@ pub(crate) struct ApiEntry {
     scope_bits: HashMap<ScopeId, u32>,
     /// The bits of the scopes that exist, in the API's order.
     pub(crate) order: Vec<u32>,
-}
-
-/// Users or organizations, by environment and id.
-pub(crate) struct Owners {
-    entries: Slab<OwnerEntry>,
-    index: Index,
-    /// Ids come from outside, so their hash is keyed.
-    hasher: RandomState,
-    /// By slot. A byte each, so that a verdict mostly finds it in the processor's cache.
-    standings: Vec<Flags>,
-    /// Of the owners whose keys were revoked at once: up to which change.
-    revoked_up_to: HashMap<u32, i64>,
-}
-
-struct OwnerEntry {
-    id: Text,
-    env: u32,
 }
 
 pub(crate) struct MemberEntry {
@@ -223,6 +208,14 @@ impl Table {
             .into_iter()
             .map(|pepper| (self.scheme_tag(Scheme::Pepper(pepper.id())), pepper))
             .collect();
+    }
+
+    /// Makes room for as many keys and users as are about to come, which is faster than growing.
+    /// To be called while there are none; more may come, and fewer.
+    pub fn expect(&mut self, keys: usize, users: usize) {
+        self.key_index.expect(keys);
+        self.digest_index.expect(keys);
+        self.users.expect(users);
     }
 
     /// Adds or replaces an environment.
@@ -610,71 +603,6 @@ impl ApiEntry {
             }
         }
         (scopes, wide.into_boxed_slice())
-    }
-}
-
-impl Owners {
-    /// Also while the owner's row has not arrived.
-    pub(crate) const SUSPENDED: Flags = Flags(1);
-    pub(crate) const DELETED: Flags = Flags(1 << 1);
-    /// It has an entry in `revoked_up_to`.
-    pub(crate) const REVOKED: Flags = Flags(1 << 2);
-
-    fn new() -> Self {
-        Self {
-            entries: Slab::new(),
-            index: Index::new(),
-            hasher: RandomState::new(),
-            standings: Vec::new(),
-            revoked_up_to: HashMap::new(),
-        }
-    }
-
-    pub(crate) fn id(&self, slot: u32) -> &str {
-        self.entries.at(slot).id.as_str()
-    }
-
-    #[inline]
-    pub(crate) fn standing(&self, slot: u32) -> Flags {
-        *self.standings.get(slot as usize).expect("every owner has a standing")
-    }
-
-    /// The owner's keys issued by changes up to this one are revoked, if any are.
-    pub(crate) fn revoked_up_to(&self, slot: u32) -> Option<i64> {
-        self.revoked_up_to.get(&slot).copied()
-    }
-
-    fn set_standing(&mut self, slot: u32, suspended: bool, deleted: bool, revoked_up_to: i64) {
-        let has_revoked = revoked_up_to != i64::MIN;
-        if has_revoked {
-            self.revoked_up_to.insert(slot, revoked_up_to);
-        } else {
-            self.revoked_up_to.remove(&slot);
-        }
-        let standing = self.standings.get_mut(slot as usize);
-        *standing.expect("every owner has a standing") = Flags::NONE
-            .with(Self::SUSPENDED, suspended)
-            .with(Self::DELETED, deleted)
-            .with(Self::REVOKED, has_revoked);
-    }
-
-    fn slot_or_placeholder(&mut self, env: u32, id: &str) -> u32 {
-        let hash = self.hasher.hash_one((env, id));
-        let is_it = |slot| {
-            let entry = self.entries.at(slot);
-            entry.env == env && entry.id.as_str() == id
-        };
-        if let Some(slot) = self.index.find(hash, is_it) {
-            return slot;
-        }
-        let slot = self.entries.insert(OwnerEntry { id: Text::new(id), env });
-        self.standings.push(Self::SUSPENDED);
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        self.index.insert(hash, slot, |slot| {
-            let entry = entries.at(slot);
-            hasher.hash_one((entry.env, entry.id.as_str()))
-        });
-        slot
     }
 }
 

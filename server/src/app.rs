@@ -13,7 +13,7 @@ use crate::error::{Error, Result, UNCONFIRMED};
 use crate::follower::Shared;
 use crate::http::tokens::TokenCache;
 use crate::http::verify::Rehash;
-use crate::lease::{self, Settle};
+use crate::lease::{self, Others, Settle};
 use crate::public::PublicCallers;
 use crate::secrets::Keyring;
 use crate::store::Store;
@@ -35,6 +35,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Callers without a token, where an environment allows them.
     pub public: PublicCallers,
+    /// How far other nodes are.
+    pub(crate) others: Others,
     /// Imported secrets to be stored anew.
     pub(crate) rehashes: mpsc::Sender<Rehash>,
     /// The configured limits.
@@ -88,6 +90,9 @@ impl App {
         }
         // The server that holds an SQLite store's folder is the only one that verifies from it.
         if self.store.is_sqlite() {
+            return Ok(());
+        }
+        if self.others.have_applied(&self.store, seq).await? {
             return Ok(());
         }
         lease::wait_for_others(&self.store, Some(self.store.node()), seq, settle).await

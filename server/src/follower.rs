@@ -12,7 +12,7 @@ use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use keyward_core::{ApiRow, EnvId, EnvironmentRow, KeyRow, MembershipRow, OrgRow, Table, UserRow};
+use keyward_core::{ApiRow, EnvId, KeyRow, MembershipRow, OrgRow, Table, UserRow};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -20,11 +20,10 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::lease::{Asked, Lease};
+use crate::load::{self, api_row, environment_rows};
 use crate::progress::Progress;
 use crate::secrets::Keyring;
-use crate::store::{
-    Conn, Store, Touched, Unfinished, apis, changes, counts, keys, nodes, owners, schema,
-};
+use crate::store::{Conn, Store, Touched, Unfinished, apis, changes, keys, nodes, owners, schema};
 
 /// How often the store is asked for changes of other processes. The command line's changes must be
 /// followed within 100 ms; asking an idle store costs about 50 µs.
@@ -34,8 +33,6 @@ const POLL: Duration = Duration::from_millis(40);
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 /// The same for a load, which takes 3 s for a million keys.
 const LOAD_MAX: Duration = Duration::from_secs(300);
-/// Rows that a load reads at once.
-const LOAD_PAGE: i64 = 20_000;
 /// How often the lease row is renewed for others to see, in µs.
 const REGISTER_EVERY_US: i64 = 5_000_000;
 /// How long others are left not knowing that this process applied changes of its own, in µs. They
@@ -135,68 +132,25 @@ impl Follower {
         let asked = Asked::now(self.clock());
         let mut conn = Unfinished::of(self.store.follow().await?);
         conn.begin_snapshot().await?;
-        let loaded = self.load_snapshot(&mut conn, progress).await;
+        self.generation += 1;
+        let (keyring, file) = (&self.keyring, self.counter_file);
+        let loaded = load::load(&mut conn, keyring, file, self.generation, progress).await;
         conn.raw("rollback").await?;
-        let (table, directory, head, nonce, incarnation) = loaded?;
+        let loaded = loaded?;
         let time = self.ask_time(&mut conn).await?;
         conn.finish();
-        (self.applied, self.nonce, self.incarnation) = (head, nonce, incarnation);
+        (self.applied, self.nonce) = (loaded.head, loaded.nonce);
+        self.incarnation = loaded.incarnation;
         self.must_load = false;
         // Until the row is written, which can fail, no lease must be extended.
         self.is_waited_for = true;
-        *self.shared.write_table() = table;
-        self.shared.directory.store(Arc::new(directory));
+        *self.shared.write_table() = loaded.table;
+        self.shared.directory.store(Arc::new(loaded.directory));
         self.register(asked).await?;
         self.clock().set_database_time(time.database_us, time.asked_boot_us);
         self.shared.applied.send_replace(self.applied);
         // The lease begins with the first poll, which catches up with changes since the snapshot.
         Ok(())
-    }
-
-    async fn load_snapshot(
-        &mut self,
-        conn: &mut Conn,
-        progress: &Progress,
-    ) -> Result<(Table, Directory, i64, Option<Vec<u8>>, String)> {
-        let (head, _) = changes::head_and_nonce(conn, -1).await?;
-        let (_, nonce) = changes::head_and_nonce(conn, head).await?;
-        let incarnation = schema::meta(conn, "incarnation").await?.unwrap_or_default();
-        let mut table = Table::new();
-        self.keyring.check(conn).await?;
-        table.set_peppers(self.keyring.peppers());
-        self.generation += 1;
-        let directory = Directory::load(conn, &self.keyring.secrets(), self.generation).await?;
-        for row in environment_rows(&directory) {
-            table.put_environment(row);
-        }
-        for row in load_apis(conn).await? {
-            table.put_api(row);
-        }
-        load_owners(conn, &mut table).await?;
-        progress.begin("loading keys", keys::count_any_environment(conn).await?);
-        let mut after = [0; 16];
-        loop {
-            let page = keys::load_page_any_environment(conn, after, LOAD_PAGE).await?;
-            let Some(last) = page.last() else { break };
-            after = *last.key.bytes();
-            progress.advance(page.len());
-            for row in page {
-                table.put_key(row);
-            }
-        }
-        progress.end();
-        let mut after = [0; 16];
-        loop {
-            let file = self.counter_file;
-            let page =
-                counts::totals_of_others_any_environment(conn, file, after, LOAD_PAGE).await?;
-            let Some(last) = page.last() else { break };
-            after = *last.key.bytes();
-            for total in page {
-                table.set_base(total.env, total.key, total.verified, total.last_at);
-            }
-        }
-        Ok((table, directory, head, nonce, incarnation))
     }
 
     /// Asks what time it is. Not dated by the whole poll, let alone by a load: however long those
@@ -482,59 +436,4 @@ impl Fresh {
             table.remove_key(env, key);
         }
     }
-}
-
-fn environment_rows(directory: &Directory) -> impl Iterator<Item = EnvironmentRow> {
-    directory.tenants().map(|tenant| EnvironmentRow {
-        env: tenant.row.env,
-        prefixes: tenant.row.key_prefixes.iter().map(|p| p.as_str().into()).collect(),
-        refused: tenant.withheld,
-    })
-}
-
-fn api_row(api: apis::Api, scopes: Vec<apis::Scope>) -> ApiRow {
-    ApiRow {
-        env: api.env,
-        api: api.api,
-        audience: api.audience.into_boxed_str(),
-        deleted: api.deleted_at.is_some(),
-        scopes: scopes.into_iter().map(|s| (s.scope, s.key.into_boxed_str())).collect(),
-    }
-}
-
-async fn load_apis(conn: &mut Conn) -> Result<Vec<ApiRow>> {
-    let mut scopes = apis::scopes_any_environment(conn).await?;
-    let all = apis::all_any_environment(conn).await?;
-    Ok(all
-        .into_iter()
-        .map(|api| {
-            let own = scopes.extract_if(.., |scope| scope.api == api.api).collect();
-            api_row(api, own)
-        })
-        .collect())
-}
-
-async fn load_owners(conn: &mut Conn, table: &mut Table) -> Result<()> {
-    let mut after = ([0; 16], String::new());
-    loop {
-        let page = owners::users_page_any_environment(conn, after, LOAD_PAGE).await?;
-        let Some(last) = page.last() else { break };
-        after = (*last.env.bytes(), last.user.to_string());
-        page.into_iter().for_each(|row| table.put_user(row));
-    }
-    let mut after = ([0; 16], String::new());
-    loop {
-        let page = owners::orgs_page_any_environment(conn, after, LOAD_PAGE).await?;
-        let Some(last) = page.last() else { break };
-        after = (*last.env.bytes(), last.org.to_string());
-        page.into_iter().for_each(|row| table.put_org(row));
-    }
-    let mut after = ([0; 16], String::new(), String::new());
-    loop {
-        let page = owners::memberships_page_any_environment(conn, after, LOAD_PAGE).await?;
-        let Some(last) = page.last() else { break };
-        after = (*last.env.bytes(), last.org.to_string(), last.user.to_string());
-        page.into_iter().for_each(|row| table.put_membership(row));
-    }
-    Ok(())
 }

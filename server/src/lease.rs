@@ -9,12 +9,12 @@
 //! for the other processes on the database, first of all the command line, which takes no lease
 //! itself but must wait for the server's.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::error::Result;
-use crate::store::{Store, nodes};
+use crate::store::{Store, Unfinished, nodes};
 
 /// How long the store is asked again whether the nodes have applied a change.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
@@ -91,6 +91,46 @@ impl Lease {
         let boot = self.deadline_boot.load(Ordering::Acquire).saturating_sub(clock.boot_us());
         let wall = self.deadline_wall.load(Ordering::Acquire).saturating_sub(clock.wall_us());
         boot.min(wall).max(0)
+    }
+}
+
+/// How far the other nodes are, asked for many waiters at once: those of one commit all want to
+/// know it at the same moment, and mostly there is no other node at all.
+#[derive(Debug, Default)]
+pub(crate) struct Others {
+    /// How many questions were begun.
+    begun: AtomicU64,
+    last: tokio::sync::Mutex<Heard>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    /// Which question it answers.
+    question: u64,
+    /// Up to which change all other nodes have read; `None` without another.
+    read_by_all: Option<i64>,
+}
+
+impl Others {
+    /// Whether every other node has applied change `seq`, which is committed. What is told was
+    /// asked after this was called: an older answer is of no use, since a node may have come back
+    /// from a lease that was waited out, and numbers may have been given anew after a failover.
+    pub(crate) async fn have_applied(&self, store: &Store, seq: i64) -> Result<bool> {
+        let begun = self.begun.load(Ordering::SeqCst);
+        // In time all together: those who wait for a question that is never answered do not wait
+        // for the next ones, too.
+        let answer = store.in_time(async {
+            let mut last = self.last.lock().await;
+            if last.question <= begun {
+                let question = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+                let mut conn = Unfinished::of(store.read().await?);
+                let read_by_all = nodes::read_by_all_others(&mut conn, store.node()).await?;
+                conn.finish();
+                *last = Heard { question, read_by_all };
+            }
+            Ok(last.read_by_all)
+        });
+        Ok(answer.await?.is_none_or(|read| read >= seq))
     }
 }
 

@@ -17,6 +17,7 @@ pub mod folder;
 pub mod follower;
 pub mod http;
 pub mod lease;
+mod load;
 pub mod ops;
 pub mod progress;
 pub mod public;

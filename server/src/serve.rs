@@ -21,7 +21,7 @@ use crate::follower::{Follower, Shared};
 use crate::http::tokens::TokenCache;
 use crate::http::verify::Rehash;
 use crate::http::{denied, listen};
-use crate::lease::Lease;
+use crate::lease::{Lease, Others};
 use crate::ops::keys;
 use crate::progress::Progress;
 use crate::public::PublicCallers;
@@ -91,6 +91,7 @@ impl Server {
             tokens: TokenCache::new(config.limits.token_cache_max),
             metrics,
             public: PublicCallers::default(),
+            others: Others::default(),
             rehashes,
             limits: config.limits.clone(),
             stopping: watch::Sender::new(false),

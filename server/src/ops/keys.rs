@@ -1,6 +1,7 @@
 //! Issue, change, rotate, revoke: what can happen to a key.
 //!
-//! What a new key refers to is checked in `prepare`; keys made elsewhere come by `import`.
+//! New keys are made in `issue`, and what they refer to is checked in `prepare`; keys made
+//! elsewhere come by `import`.
 
 use keyward_core::{Digest, EnvId, KeyId, Owner, Pepper, Prefix, Secret};
 use serde_json::{Value, json};
@@ -12,10 +13,11 @@ use crate::store::keys::Key;
 use crate::store::{Committed, Fact, Outcome, Store, Touched, Tx, environments, keys};
 
 mod import;
+mod issue;
 mod prepare;
 
 pub use import::{IMPORT_MAX, ImportedKey, import};
-use prepare::{Lookups, prepare};
+pub(crate) use issue::{Issue, Issuing};
 pub use prepare::{NewKey, NewOwner};
 
 /// A key and its secret, which nobody will see again.
@@ -39,30 +41,7 @@ pub async fn issue(
     pepper: Pepper,
     new: NewKey,
 ) -> Result<Committed<Issued>> {
-    let created_by = created_by(context);
-    store
-        .write(env, context, Action::KeyIssued, move |tx| {
-            Box::pin(async move {
-                let mut fact = Fact { target_kind: "key", ..Fact::default() };
-                let mut lookups = Lookups::default();
-                lookups.read_users(tx, env, std::iter::once(&new)).await?;
-                let (mut key, prefix) =
-                    prepare(tx, env, new, created_by, &mut fact, &mut lookups).await?;
-                lookups.register_strangers(tx, env, &mut fact).await?;
-                let secret = Secret::mint(&prefix, &tx.entropy.bytes());
-                key.key_prefix = secret.first6().to_owned();
-                key.key_suffix = secret.last4().to_owned();
-                let digest = pepper.digest(secret.expose().as_bytes());
-                keys::insert(&mut tx.conn, &key).await?;
-                keys::insert_secret(&mut tx.conn, env, key.key, &digest, pepper.id(), tx.now)
-                    .await?;
-                fact.target_id = key.key.to_string();
-                fact.touched.push(Touched::Key(key.key));
-                fact.after = Some(snapshot(&key));
-                Ok(Outcome::Changed(Issued { key: key.key, secret }, fact))
-            })
-        })
-        .await
+    store.issue(Issue { env, context: context.clone(), pepper, new }).await
 }
 
 /// What changes of a key; `None` leaves a field as it is, `Some(None)` clears it.

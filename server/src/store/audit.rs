@@ -98,10 +98,7 @@ impl NewRecord {
 pub(super) async fn insert(conn: &mut Conn, head: i64, records: Vec<NewRecord>) -> Result<()> {
     // 17 columns by 500 rows is well under both engines' limit of bound values.
     let mut number = head;
-    let mut rest = records.as_slice();
-    while !rest.is_empty() {
-        let (page, next) = rest.split_at(rest.len().min(500));
-        rest = next;
+    for page in super::portions(&records, 500) {
         macro_rules! insert {
             ($engine:ty, $c:expr) => {
                 QueryBuilder::<$engine>::new(

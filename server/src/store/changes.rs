@@ -53,11 +53,11 @@ pub(crate) async fn insert(conn: &mut Conn, node: [u8; 16], changes: Vec<NewChan
         return Ok(());
     };
     macro_rules! insert {
-        ($engine:ty, $c:expr) => {
+        ($engine:ty, $c:expr, $page:expr) => {
             QueryBuilder::<$engine>::new(
                 "insert into change_log (seq, nonce, env_id, touched, node_id, at) ",
             )
-            .push_values(&changes, |mut row, change| {
+            .push_values($page, |mut row, change| {
                 row.push_bind(change.seq)
                     .push_bind(change.nonce.to_vec())
                     .push_bind(change.env.bytes().to_vec())
@@ -71,11 +71,13 @@ pub(crate) async fn insert(conn: &mut Conn, node: [u8; 16], changes: Vec<NewChan
             .map(|_| ())
         };
     }
-    match conn {
-        Conn::Sqlite(c) => insert!(sqlx::Sqlite, c),
-        Conn::Postgres(c) => insert!(sqlx::Postgres, c),
+    for page in super::portions(&changes, 500) {
+        match conn {
+            Conn::Sqlite(c) => insert!(sqlx::Sqlite, c, page),
+            Conn::Postgres(c) => insert!(sqlx::Postgres, c, page),
+        }
+        .map_err(super::failed)?;
     }
-    .map_err(super::failed)?;
     run!(conn, "update change_head set seq = $1 where one = 1", last)?;
     Ok(())
 }

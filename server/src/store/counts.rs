@@ -104,45 +104,6 @@ pub(crate) async fn still_ours(conn: &mut Conn, id: [u8; 16], generation: i64) -
     Ok(file(conn, id).await? == Some(expected))
 }
 
-/// A total of a key over counter files.
-#[derive(Debug, Clone)]
-pub(crate) struct Total {
-    pub(crate) env: EnvId,
-    pub(crate) key: KeyId,
-    pub(crate) verified: u64,
-    pub(crate) last_at: i64,
-}
-
-/// A page of every key's totals over all files but `id`, beginning after the key `after`.
-pub(crate) async fn totals_of_others_any_environment(
-    conn: &mut Conn,
-    id: [u8; 16],
-    after: [u8; 16],
-    size: i64,
-) -> Result<Vec<Total>> {
-    type Row = (Vec<u8>, Vec<u8>, i64, i64);
-    rows!(
-        conn,
-        Row,
-        "select key_id, env_id, cast(sum(verified) as bigint), max(last_at)
-         from key_usage where file_id <> $1 and key_id > $2
-         group by key_id, env_id order by key_id limit $3",
-        id.as_slice(),
-        after.as_slice(),
-        size,
-    )?
-    .into_iter()
-    .map(|(key, env, verified, last_at)| {
-        Ok(Total {
-            env: EnvId::from_bytes(id16(&env)?),
-            key: KeyId::from_bytes(id16(&key)?),
-            verified: u64::try_from(verified).unwrap_or(0),
-            last_at,
-        })
-    })
-    .collect()
-}
-
 /// A page of what the database knows of the file `id`, beginning after the key `after`.
 pub(crate) async fn totals_of_file_any_environment(
     conn: &mut Conn,

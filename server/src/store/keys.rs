@@ -106,7 +106,8 @@ fn key(row: Row) -> Result<Key> {
     })
 }
 
-fn owner(kind: i64, user: Option<&str>, org: Option<&str>) -> Result<Owner> {
+/// An owner from its kind and, as far as that kind has them, its user and its organization.
+pub(super) fn owner(kind: i64, user: Option<&str>, org: Option<&str>) -> Result<Owner> {
     let user = user.and_then(UserId::parse);
     let org = org.and_then(OrgCode::parse);
     match (kind, user, org) {
@@ -226,38 +227,12 @@ pub(crate) async fn page(
     .collect()
 }
 
-/// Stores a new key.
-pub(crate) async fn insert(conn: &mut Conn, k: &Key) -> Result<()> {
-    let (owner_kind, user, org) = owner_columns(&k.owner);
-    let scopes: Vec<u8> = k.scopes.iter().flat_map(|scope| *scope.bytes()).collect();
-    run!(
-        conn,
-        "insert into api_keys
-         (key_id, env_id, name, description, metadata, owner_kind, user_id, org_code, api_id,
-          scope_ids, issued_seq, not_before, expires_at, imported, key_prefix, key_suffix,
-          created_at, created_by, changed_seq)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-                 $11)",
-        k.key.bytes().as_slice(),
-        k.env.bytes().as_slice(),
-        k.name.as_str(),
-        k.description.as_deref(),
-        k.metadata.as_deref(),
-        owner_kind,
-        user,
-        org,
-        k.api.bytes().as_slice(),
-        scopes.as_slice(),
-        k.issued_seq,
-        k.not_before,
-        k.expires_at,
-        i64::from(k.imported),
-        k.key_prefix.as_str(),
-        k.key_suffix.as_str(),
-        k.created_at,
-        k.created_by.as_deref(),
-    )?;
-    Ok(())
+/// A new key with the digest of its secret.
+#[derive(Debug)]
+pub(crate) struct Minted {
+    pub(crate) key: Key,
+    pub(crate) digest: Digest,
+    pub(crate) pepper_id: u32,
 }
 
 /// Inserts a page of keys, and then their secrets.
@@ -269,7 +244,7 @@ macro_rules! insert_page {
               scope_ids, issued_seq, not_before, expires_at, imported, key_prefix, key_suffix,
               created_at, created_by, changed_seq) ",
         )
-        .push_values($page, |mut row, (k, _)| {
+        .push_values($page, |mut row, Minted { key: k, .. }| {
             let (owner_kind, user, org) = owner_columns(&k.owner);
             let scopes: Vec<u8> = k.scopes.iter().flat_map(|scope| *scope.bytes()).collect();
             row.push_bind(k.key.bytes().to_vec())
@@ -299,11 +274,11 @@ macro_rules! insert_page {
         QueryBuilder::<$engine>::new(
             "insert into key_secrets (env_id, digest, key_id, pepper_id, created_at) ",
         )
-        .push_values($page, |mut row, (k, digest)| {
+        .push_values($page, |mut row, Minted { key: k, digest, pepper_id }| {
             row.push_bind(k.env.bytes().to_vec())
                 .push_bind(digest.bytes().to_vec())
                 .push_bind(k.key.bytes().to_vec())
-                .push_bind(i64::from(UNPEPPERED))
+                .push_bind(i64::from(*pepper_id))
                 .push_bind($now);
         })
         .build()
@@ -315,13 +290,9 @@ macro_rules! insert_page {
 /// Rows in one statement: 19 values each, of the 32,766 that SQLite takes.
 const INSERT_ROWS: usize = 500;
 
-/// Stores keys made elsewhere, each with the digest of its secret.
-pub(crate) async fn insert_imported(
-    conn: &mut Conn,
-    keys: &[(Key, Digest)],
-    now: i64,
-) -> Result<()> {
-    for page in keys.chunks(INSERT_ROWS) {
+/// Stores new keys, each with the digest of its secret.
+pub(crate) async fn insert(conn: &mut Conn, minted: &[Minted], now: i64) -> Result<()> {
+    for page in super::portions(minted, INSERT_ROWS) {
         match conn {
             Conn::Sqlite(c) => insert_page!(sqlx::Sqlite, c, page, now),
             Conn::Postgres(c) => insert_page!(sqlx::Postgres, c, page, now),
@@ -511,17 +482,22 @@ struct LoadRow {
     superseded_at: Option<i64>,
 }
 
+/// How a digest was made, by the id of its pepper.
+pub(super) fn scheme(pepper_id: i64) -> Result<Scheme> {
+    match u32::try_from(pepper_id) {
+        Ok(UNPEPPERED) => Ok(Scheme::Sha256),
+        Ok(pepper) => Ok(Scheme::Pepper(pepper)),
+        Err(_) => Err(Error::internal("a pepper's id cannot be read")),
+    }
+}
+
 /// Joins consecutive rows of one key into one [`KeyRow`].
 fn table_rows(loaded: Vec<LoadRow>) -> Result<Vec<KeyRow>> {
     let mut keys: Vec<KeyRow> = Vec::with_capacity(loaded.len());
     for row in loaded {
         let secret = SecretRow {
             digest: super::digest(&row.digest)?,
-            scheme: match u32::try_from(row.pepper_id) {
-                Ok(UNPEPPERED) => Scheme::Sha256,
-                Ok(pepper) => Scheme::Pepper(pepper),
-                Err(_) => return Err(Error::internal("a pepper's id cannot be read")),
-            },
+            scheme: scheme(row.pepper_id)?,
             superseded_at: row.superseded_at,
         };
         let id = KeyId::from_bytes(id16(&row.key_id)?);
@@ -553,27 +529,6 @@ fn table_rows(loaded: Vec<LoadRow>) -> Result<Vec<KeyRow>> {
     Ok(keys)
 }
 
-/// A page of all keys for the table, in the order of their ids, beginning after `after`.
-pub(crate) async fn load_page_any_environment(
-    conn: &mut Conn,
-    after: [u8; 16],
-    size: i64,
-) -> Result<Vec<KeyRow>> {
-    let loaded = rows!(
-        conn,
-        LoadRow,
-        "select k.key_id, k.env_id, k.name, k.metadata, k.owner_kind, k.user_id, k.org_code,
-                k.api_id, k.scope_ids, k.issued_seq, k.not_before, k.expires_at, k.disabled_at,
-                k.revoked_at, k.imported, s.digest, s.pepper_id, s.superseded_at
-         from (select * from api_keys where key_id > $1 order by key_id limit $2) k
-         join key_secrets s on s.key_id = k.key_id
-         order by k.key_id",
-        after.as_slice(),
-        size,
-    )?;
-    table_rows(loaded)
-}
-
 /// How many keys there are, for the progress of loading them.
 pub(crate) async fn count_any_environment(conn: &mut Conn) -> Result<i64> {
     Ok(row!(conn, (i64,), "select count(*) from api_keys")?.map_or(0, |(count,)| count))
@@ -594,7 +549,7 @@ pub(crate) async fn load_some(conn: &mut Conn, ids: &[KeyId]) -> Result<Vec<KeyR
                      where k.key_id in (",
                 );
                 let mut list = query.separated(", ");
-                for id in page {
+                for id in super::repeated(page, 200) {
                     list.push_bind(id.bytes().to_vec());
                 }
                 query.push(") order by k.key_id");

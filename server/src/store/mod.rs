@@ -31,6 +31,7 @@ pub(crate) mod idempotency;
 pub(crate) mod keys;
 pub(crate) mod nodes;
 pub(crate) mod owners;
+pub(crate) mod pages;
 pub(crate) mod schema;
 pub(crate) mod sealed;
 pub(crate) mod transfer;
@@ -493,6 +494,31 @@ fn state(code: &str) -> Option<&'static str> {
         "08" | "53" | "57" | "58" | "25" | "40" | "55" => Some(SILENT),
         _ => None,
     }
+}
+
+/// The greatest of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that is not greater than `rows`.
+fn portion(rows: usize) -> usize {
+    let power = 1 << rows.max(1).ilog2();
+    if rows >= power + power / 2 { power + power / 2 } else { power }
+}
+
+/// Splits rows to be written into portions of at most `most`, and of few different sizes. Each size
+/// makes a statement of its own, and one that is not found prepared costs as much again.
+pub(crate) fn portions<T>(mut rows: &[T], most: usize) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let size = if rows.len() >= most { most } else { portion(rows.len()) };
+        let (first, rest) = rows.split_at_checked(size)?;
+        rows = rest;
+        Some(first)
+    })
+}
+
+/// Like [`portions`], for a list of ids to be looked for: the last is repeated until their number
+/// is one of the few, but not beyond `most`.
+pub(crate) fn repeated<T>(ids: &[T], most: usize) -> impl Iterator<Item = &T> {
+    let size = (ids.len()..).find(|size| portion(*size) == *size).unwrap_or(most);
+    let more = size.min(most).saturating_sub(ids.len());
+    ids.iter().chain(std::iter::repeat_n(ids.last(), more).flatten())
 }
 
 /// Whether `error` is the breach of the unique index `name`, which SQLite names by its columns.

@@ -1,6 +1,6 @@
 //! The lease table: which processes verify from this database, and how far they have read.
 
-use super::{Conn, Store, id16, rows, run};
+use super::{Conn, Store, id16, row, rows, run};
 use crate::error::Result;
 
 /// A node that has not applied a change yet.
@@ -69,6 +69,17 @@ pub(crate) async fn behind(
     .into_iter()
     .map(|(node, generation, lease_us)| Ok(Behind { node: id16(&node)?, generation, lease_us }))
     .collect()
+}
+
+/// Up to which change every node but `own` has read; `None` when there is no other.
+pub(crate) async fn read_by_all_others(conn: &mut Conn, own: [u8; 16]) -> Result<Option<i64>> {
+    let found = row!(
+        conn,
+        (Option<i64>,),
+        "select min(acked_seq) from node_lease where node_id <> $1",
+        own.as_slice(),
+    )?;
+    Ok(found.and_then(|(least,)| least))
 }
 
 /// Removes nodes whose lease was waited out, unless they were heard of meanwhile.

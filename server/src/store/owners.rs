@@ -10,7 +10,7 @@
 
 use keyward_core::{EnvId, MembershipRow, OrgCode, OrgRow, UserId, UserRow};
 
-use super::{Conn, id16, row, rows};
+use super::{Conn, id16, row};
 use crate::error::{Error, Result};
 
 mod memberships;
@@ -35,13 +35,19 @@ pub(crate) use users::{
 /// Most ids in one statement that names them one by one.
 const IDS_MAX: usize = 500;
 
-fn user_id(text: &str) -> Result<UserId> {
+pub(super) fn user_id(text: &str) -> Result<UserId> {
     UserId::parse(text).ok_or_else(|| Error::internal("a user's id in the database is unreadable"))
 }
 
-fn org_code(text: &str) -> Result<OrgCode> {
+pub(super) fn org_code(text: &str) -> Result<OrgCode> {
     OrgCode::parse(text)
         .ok_or_else(|| Error::internal("an organization's code in the database is unreadable"))
+}
+
+/// The table's word for "none of its keys is revoked" is another than the column's, which is 0.
+/// Sequence numbers begin at 1.
+pub(super) fn revoked_up_to(column: i64) -> i64 {
+    if column == 0 { i64::MIN } else { column }
 }
 
 /// The columns of an owner that a verdict depends on.
@@ -61,7 +67,7 @@ impl OwnerLoad {
             user: user_id(&self.owner)?,
             suspended: self.suspended_at.is_some(),
             deleted: self.deleted_at.is_some(),
-            revoked_up_to: self.revoked_up_to,
+            revoked_up_to: revoked_up_to(self.revoked_up_to),
         })
     }
 
@@ -71,7 +77,7 @@ impl OwnerLoad {
             org: org_code(&self.owner)?,
             suspended: self.suspended_at.is_some(),
             deleted: self.deleted_at.is_some(),
-            revoked_up_to: self.revoked_up_to,
+            revoked_up_to: revoked_up_to(self.revoked_up_to),
         })
     }
 }
@@ -95,25 +101,9 @@ impl MembershipLoad {
     }
 }
 
-/// A page of all users for the table, by environment and id, beginning after `after`.
-pub(crate) async fn users_page_any_environment(
-    conn: &mut Conn,
-    after: ([u8; 16], String),
-    size: i64,
-) -> Result<Vec<UserRow>> {
-    let (env, user) = after;
-    rows!(
-        conn,
-        OwnerLoad,
-        "select env_id, user_id as owner, suspended_at, deleted_at, revoked_up_to
-         from users where (env_id, user_id) > ($1, $2) order by env_id, user_id limit $3",
-        env.as_slice(),
-        user.as_str(),
-        size,
-    )?
-    .into_iter()
-    .map(OwnerLoad::user)
-    .collect()
+/// How many users there are, deleted ones too.
+pub(crate) async fn count_users_any_environment(conn: &mut Conn) -> Result<i64> {
+    Ok(row!(conn, (i64,), "select count(*) from users")?.map_or(0, |(count,)| count))
 }
 
 /// One user for the table, deleted or not.
@@ -134,28 +124,6 @@ pub(crate) async fn user_row(
     .transpose()
 }
 
-/// A page of all organizations for the table, by environment and code, beginning after `after`.
-pub(crate) async fn orgs_page_any_environment(
-    conn: &mut Conn,
-    after: ([u8; 16], String),
-    size: i64,
-) -> Result<Vec<OrgRow>> {
-    let (env, org) = after;
-    rows!(
-        conn,
-        OwnerLoad,
-        "select env_id, org_code as owner, suspended_at, deleted_at, revoked_up_to
-         from organizations where (env_id, org_code) > ($1, $2)
-         order by env_id, org_code limit $3",
-        env.as_slice(),
-        org.as_str(),
-        size,
-    )?
-    .into_iter()
-    .map(OwnerLoad::org)
-    .collect()
-}
-
 /// One organization for the table, deleted or not.
 pub(crate) async fn org_row(conn: &mut Conn, env: EnvId, org: &OrgCode) -> Result<Option<OrgRow>> {
     row!(
@@ -168,30 +136,6 @@ pub(crate) async fn org_row(conn: &mut Conn, env: EnvId, org: &OrgCode) -> Resul
     )?
     .map(OwnerLoad::org)
     .transpose()
-}
-
-/// A page of all memberships for the table, the ended ones too, by environment, organization and
-/// user, beginning after `after`.
-pub(crate) async fn memberships_page_any_environment(
-    conn: &mut Conn,
-    after: ([u8; 16], String, String),
-    size: i64,
-) -> Result<Vec<MembershipRow>> {
-    let (env, org, user) = after;
-    rows!(
-        conn,
-        MembershipLoad,
-        "select env_id, org_code, user_id, left_at
-         from memberships where (env_id, org_code, user_id) > ($1, $2, $3)
-         order by env_id, org_code, user_id limit $4",
-        env.as_slice(),
-        org.as_str(),
-        user.as_str(),
-        size,
-    )?
-    .into_iter()
-    .map(MembershipLoad::membership)
-    .collect()
 }
 
 /// One membership for the table, ended or not.

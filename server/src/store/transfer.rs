@@ -27,7 +27,7 @@ mod narrowing;
 mod restore;
 mod tables;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub(crate) use backup::backup;
 pub(crate) use moving::move_store;

@@ -2,9 +2,9 @@
 //!
 //! A change is a closure that receives a [`Tx`] and returns an [`Outcome`]. The writer task takes
 //! queued changes in order and runs as many as are waiting in one transaction (group commit), a
-//! savepoint each, so that a change that fails takes only itself along. At the end it writes one
-//! row of the change log and one audit record for each, moves the head and commits; only then does
-//! anybody hear of success.
+//! savepoint each, so that a change that fails takes only itself along; keys to be issued share one
+//! (see `together`). At the end it writes one row of the change log and one audit record for each,
+//! moves the head and commits; only then does anybody hear of success.
 //!
 //! The sequence is gapless and in commit order because the head is read and moved under a lock
 //! that is held until the commit: `begin immediate` on SQLite, an advisory lock in a statement of
@@ -26,7 +26,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Conn, Pools, Store, Unfinished, audit, changes, idempotency};
 use crate::clock::{Clock, Entropy};
 use crate::error::{Error, Kind, Result, UNCONFIRMED};
+use crate::ops::keys::{Issue, Issued};
 use crate::ops::{Action, Context};
+use together::Asked;
+
+mod together;
 
 /// Most changes in one transaction.
 const BATCH_MAX: usize = 64;
@@ -150,6 +154,8 @@ impl Ran {
 enum Message {
     /// Carry out a change.
     Run(Job),
+    /// Issue a key.
+    Issue(Box<Asked>),
     /// Give the connection back and end, then say so.
     End(oneshot::Sender<()>),
 }
@@ -157,17 +163,19 @@ enum Message {
 /// The queue in front of the writer task.
 #[derive(Clone)]
 pub(super) struct Queue {
-    jobs: mpsc::Sender<Message>,
+    messages: mpsc::Sender<Message>,
     committed: watch::Receiver<i64>,
 }
 
 impl Queue {
     /// Starts the writer task; it ends when the last `Queue` is dropped.
     pub(super) fn start(pools: Pools, node: [u8; 16], clock: Clock, entropy: Entropy) -> Self {
-        let (jobs, inbox) = mpsc::channel(QUEUE_MAX);
+        let (messages, inbox) = mpsc::channel(QUEUE_MAX);
         let (announce, committed) = watch::channel(0);
-        tokio::spawn(Writer { pools, node, clock, entropy, announce, idle: None }.run(inbox));
-        Self { jobs, committed }
+        tokio::spawn(
+            Writer { pools, node, clock, entropy, announce, idle: None, held: None }.run(inbox),
+        );
+        Self { messages, committed }
     }
 
     async fn submit<T, F>(&self, work: F) -> Result<T>
@@ -178,8 +186,12 @@ impl Queue {
         let (answer, wait) = oneshot::channel();
         let job: Job =
             Box::new(move |tx| Box::pin(async move { Ran::new(work(tx).await, answer) }));
-        self.jobs
-            .try_send(Message::Run(job))
+        self.send(Message::Run(job), wait).await
+    }
+
+    async fn send<T>(&self, message: Message, wait: oneshot::Receiver<Result<T>>) -> Result<T> {
+        self.messages
+            .try_send(message)
             .map_err(|_| Error::unavailable("too many changes are waiting; try again"))?;
         // A job that was dropped unrun never reached the database.
         wait.await.unwrap_or_else(|_| Err(Error::unavailable(NOT_CHANGED)))
@@ -188,7 +200,7 @@ impl Queue {
     /// Waits until every queued change is done and the writer has ended.
     pub(super) async fn close(&self) {
         let (ended, wait) = oneshot::channel();
-        if self.jobs.send(Message::End(ended)).await.is_ok() {
+        if self.messages.send(Message::End(ended)).await.is_ok() {
             // OK to ignore: a writer that is gone has ended too.
             let _ = wait.await;
         }
@@ -246,6 +258,16 @@ impl Store {
             .await
     }
 
+    /// Issues a key: a change like any other, which is made together with those of its kind that
+    /// wait (see `together`).
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub(crate) async fn issue(&self, issue: Issue) -> Result<Committed<Issued>> {
+        let (answer, wait) = oneshot::channel();
+        self.writer.send(Message::Issue(Box::new(Asked { issue, answer })), wait).await
+    }
+
     /// Stores records that are no change (a token issued, a call denied).
     pub(crate) async fn record(&self, records: Vec<audit::NewRecord>) -> Result<()> {
         self.writer
@@ -285,33 +307,31 @@ struct Writer {
     announce: watch::Sender<i64>,
     /// The connection between two batches.
     idle: Option<Conn>,
+    /// What was taken from the queue and was not for the batch that took it.
+    held: Option<Message>,
 }
 
 impl Writer {
     async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
-        while let Some(message) = inbox.recv().await {
-            let first = match message {
-                Message::Run(job) => job,
-                Message::End(ended) => {
-                    drop(self.idle.take());
-                    // OK to ignore: whoever asked may have stopped waiting.
-                    let _ = ended.send(());
-                    return;
-                }
+        loop {
+            let next = match self.held.take() {
+                Some(held) => Some(held),
+                None => inbox.recv().await,
             };
-            let pools = self.pools.clone();
-            let tx = match pools.in_time(self.begin()).await {
-                Ok(tx) => tx,
-                Err(error) => {
-                    // Dropping the job tells its caller that nothing was changed.
-                    tracing::error!(cause = error.chain(), "a write transaction could not begin");
-                    continue;
-                }
-            };
-            if let Some(Message::End(ended)) = self.batch(tx, first, &mut inbox).await {
+            let Some(message) = next else { return };
+            if let Message::End(ended) = message {
+                drop(self.idle.take());
                 // OK to ignore: whoever asked may have stopped waiting.
                 let _ = ended.send(());
                 return;
+            }
+            let pools = self.pools.clone();
+            match pools.in_time(self.begin()).await {
+                Ok(tx) => self.batch(tx, message, &mut inbox).await,
+                // Dropping the message tells its caller that nothing was changed.
+                Err(error) => {
+                    tracing::error!(cause = error.chain(), "a write transaction could not begin");
+                }
             }
         }
     }
@@ -348,39 +368,48 @@ impl Writer {
         })
     }
 
-    /// Runs `first` and what waits behind it; returns the message that is no change, if one came.
-    async fn batch(
+    /// Runs `first` and what waits behind it, for as long as a batch may take. What was taken from
+    /// the queue and does not belong to this batch begins the next.
+    async fn fill(
         &mut self,
-        mut tx: Tx,
-        first: Job,
+        tx: &mut Tx,
+        first: Message,
         inbox: &mut mpsc::Receiver<Message>,
-    ) -> Option<Message> {
+        tells: &mut VecDeque<Tell>,
+    ) -> Result<()> {
         let began = self.clock.boot_us();
-        let mut tells = VecDeque::new();
-        let mut next = Some(first);
-        let mut broken = None;
-        let mut left_over = None;
-        while let Some(job) = next.take() {
-            let ran = self.pools.in_time(run_one(&mut tx, job, &mut tells));
-            if let Err(error) = ran.await {
-                broken = Some(error);
-                break;
-            }
-            let elapsed = self.clock.boot_us() - began;
-            let in_time = i128::from(elapsed) < i128::try_from(BATCH_TIME.as_micros()).unwrap_or(0);
-            if tells.len() < BATCH_MAX && in_time {
-                match inbox.try_recv() {
-                    Ok(Message::Run(job)) => next = Some(job),
-                    Ok(end @ Message::End(_)) => left_over = Some(end),
-                    Err(_) => {}
+        let longest = i64::try_from(BATCH_TIME.as_micros()).unwrap_or(0);
+        self.held = Some(first);
+        loop {
+            match self.held.take() {
+                Some(Message::Run(job)) => self.pools.in_time(run_one(tx, job, tells)).await?,
+                Some(Message::Issue(first)) => {
+                    let room = BATCH_MAX.saturating_sub(tells.len());
+                    let (group, other) = together::gather(*first, room, inbox);
+                    self.held = other;
+                    self.pools.in_time(together::run(tx, group, tells)).await?;
+                }
+                end @ (Some(Message::End(_)) | None) => {
+                    self.held = end;
+                    return Ok(());
                 }
             }
+            if tells.len() >= BATCH_MAX || self.clock.boot_us() - began >= longest {
+                return Ok(());
+            }
+            self.held = self.held.take().or_else(|| inbox.try_recv().ok());
         }
+    }
+
+    /// Carries out a batch that begins with `first`, and tells everybody what came of it.
+    async fn batch(&mut self, mut tx: Tx, first: Message, inbox: &mut mpsc::Receiver<Message>) {
+        let mut tells = VecDeque::new();
+        let filled = self.fill(&mut tx, first, inbox, &mut tells).await;
         // Whatever fails before the commit is sent takes everything along, and nothing is in doubt.
         let mut in_doubt = false;
-        let result = match broken {
-            Some(error) => Err(error),
-            None => {
+        let result = match filled {
+            Err(error) => Err(error),
+            Ok(()) => {
                 let mut result = self.pools.in_time(write_logs(&mut tx, self.node)).await;
                 if result.is_ok() {
                     result = self.pools.in_time(tx.conn.raw("commit")).await;
@@ -418,27 +447,38 @@ impl Writer {
         if let Some(conn) = broken_conn {
             tokio::spawn(discard(conn));
         }
-        if left_over.is_some() {
-            drop(self.idle.take());
-        }
-        left_over
+    }
+}
+
+/// Where a change begins in its transaction.
+struct Mark {
+    changes: usize,
+    audits: usize,
+    head: i64,
+}
+
+impl Tx {
+    async fn savepoint(&mut self) -> Result<Mark> {
+        self.conn.raw("savepoint change").await?;
+        Ok(Mark { changes: self.changes.len(), audits: self.audits.len(), head: self.head })
+    }
+
+    /// Undoes everything since the last savepoint, whose mark this is.
+    async fn back_to(&mut self, mark: Mark) -> Result<()> {
+        self.changes.truncate(mark.changes);
+        self.audits.truncate(mark.audits);
+        self.head = mark.head;
+        self.conn.raw("rollback to savepoint change").await
     }
 }
 
 /// Runs one job behind a savepoint, so that a failed one takes only itself along.
 async fn run_one(tx: &mut Tx, job: Job, tells: &mut VecDeque<Tell>) -> Result<()> {
-    tx.conn.raw("savepoint change").await?;
-    let (changes, audits, head) = (tx.changes.len(), tx.audits.len(), tx.head);
+    let mark = tx.savepoint().await?;
     // A defect in one change must not end the task that makes all others.
     let ran = unwinding(job(tx)).await?;
     tells.push_back(ran.tell);
-    if !ran.keep {
-        tx.changes.truncate(changes);
-        tx.audits.truncate(audits);
-        tx.head = head;
-        tx.conn.raw("rollback to savepoint change").await?;
-    }
-    Ok(())
+    if ran.keep { Ok(()) } else { tx.back_to(mark).await }
 }
 
 /// Runs `step` to its end, or to its panic, which becomes an error. Whoever waits for it is told
@@ -469,3 +509,6 @@ async fn discard(conn: Conn) {
         Conn::Postgres(c) => drop(c.close().await),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use super::created_by;
 use super::prepare::{Lookups, NewKey, prepare};
 use crate::error::{Error, Result};
 use crate::ops::{Action, Context};
-use crate::store::keys::Key;
+use crate::store::keys::Minted;
 use crate::store::{Committed, Fact, Outcome, Store, Touched, Tx, keys};
 
 /// Most keys in one import: a change must not hold the store's lock for long.
@@ -54,11 +54,11 @@ pub async fn import(
                             .await
                             .map_err(|error| at(position, error))?;
                     key.imported = true;
-                    rows.push((key, one.digest));
+                    rows.push(Minted { key, digest: one.digest, pepper_id: keys::UNPEPPERED });
                 }
-                lookups.register_strangers(tx, env, &mut fact).await?;
-                keys::insert_imported(&mut tx.conn, &rows, tx.now).await?;
-                let ids = rows.iter().map(|(key, _)| key.key).collect::<Vec<_>>();
+                lookups.register_strangers(tx, env).await?;
+                keys::insert(&mut tx.conn, &rows, tx.now).await?;
+                let ids = rows.iter().map(|row| row.key.key).collect::<Vec<_>>();
                 conclude(&mut fact, &rows);
                 Ok(Outcome::Changed(ids, fact))
             })
@@ -87,11 +87,11 @@ fn at(position: usize, mut error: Error) -> Error {
 }
 
 /// What the audit log keeps of an import: the keys' ids. Owners are named only for one key.
-fn conclude(fact: &mut Fact, rows: &[(Key, Digest)]) {
-    let ids: Vec<String> = rows.iter().map(|(key, _)| key.key.to_string()).collect();
+fn conclude(fact: &mut Fact, rows: &[Minted]) {
+    let ids: Vec<String> = rows.iter().map(|row| row.key.key.to_string()).collect();
     fact.target_id = ids.first().cloned().unwrap_or_default();
     fact.after = Some(json!({ "key_ids": ids }));
-    fact.touched.extend(rows.iter().map(|(key, _)| Touched::Key(key.key)));
+    fact.touched.extend(rows.iter().map(|row| Touched::Key(row.key.key)));
     if rows.len() > 1 {
         (fact.user, fact.org) = (None, None);
     }

@@ -50,8 +50,8 @@ pub(super) struct Lookups {
     /// Live APIs, with their scopes once somebody asked for one.
     apis: HashMap<ApiId, Option<Vec<Scope>>>,
     users: HashMap<UserId, Standing>,
-    /// Users to be registered, in the order in which they were named.
-    strangers: Vec<UserId>,
+    /// Users to be registered, in the order in which they were named, and by which change.
+    strangers: Vec<(UserId, i64)>,
 }
 
 /// What is known of a user who shall own a key.
@@ -91,15 +91,9 @@ impl Lookups {
     }
 
     /// Registers the users that were unknown.
-    pub(super) async fn register_strangers(
-        &mut self,
-        tx: &mut Tx,
-        env: EnvId,
-        fact: &mut Fact,
-    ) -> Result<()> {
-        let (now, seq) = (tx.now, tx.seq());
-        owners::register_users(&mut tx.conn, env, &self.strangers, now, seq).await?;
-        fact.touched.extend(self.strangers.drain(..).map(Touched::User));
+    pub(super) async fn register_strangers(&mut self, tx: &mut Tx, env: EnvId) -> Result<()> {
+        owners::register_users(&mut tx.conn, env, &self.strangers, tx.now).await?;
+        self.strangers.clear();
         Ok(())
     }
 
@@ -237,8 +231,8 @@ async fn resolve_owner(
         return Ok(Owner::Org(org));
     };
     fact.user = Some(user.to_string());
-    match lookups.users.get(&user).copied().unwrap_or(Standing::Unknown) {
-        Standing::Good => {}
+    let is_stranger = match lookups.users.get(&user).copied().unwrap_or(Standing::Unknown) {
+        Standing::Good => false,
         Standing::Deleted => {
             let public = "`user_id`: this user was deleted; create the user again first";
             return Err(Error::invalid("DELETED_USER", public));
@@ -246,21 +240,26 @@ async fn resolve_owner(
         Standing::Suspended => {
             return Err(Error::conflict("OWNER_SUSPENDED", "the user is suspended"));
         }
-        Standing::Unknown if registration => {
-            lookups.users.insert(user.clone(), Standing::Good);
-            lookups.strangers.push(user.clone());
-        }
+        Standing::Unknown if registration => true,
         Standing::Unknown => {
             let public = "`user_id`: there is no such user";
             return Err(Error::invalid("UNKNOWN_USER", public));
         }
-    }
-    let Some(org) = org else {
-        return Ok(Owner::User(user));
     };
-    if !owners::is_member(&mut tx.conn, env, &org, &user).await? {
+    if let Some(org) = &org
+        && !owners::is_member(&mut tx.conn, env, org, &user).await?
+    {
         let public = "`user_id`: the user is not a member of this organization";
         return Err(Error::invalid("NOT_A_MEMBER", public));
     }
-    Ok(Owner::UserInOrg(user, org))
+    // Only now: a key that is not issued must not leave a user behind.
+    if is_stranger {
+        lookups.users.insert(user.clone(), Standing::Good);
+        lookups.strangers.push((user.clone(), tx.seq()));
+        fact.touched.push(Touched::User(user.clone()));
+    }
+    Ok(match org {
+        Some(org) => Owner::UserInOrg(user, org),
+        None => Owner::User(user),
+    })
 }

@@ -5,7 +5,7 @@ use sqlx::QueryBuilder;
 
 use super::{IDS_MAX, user_id};
 use crate::error::{Error, Result};
-use crate::store::{Conn, breaks, failed, id16, row, run};
+use crate::store::{Conn, breaks, failed, id16, portions, repeated, row, run};
 
 /// A user as it is stored.
 #[derive(Debug, Clone)]
@@ -97,7 +97,7 @@ pub(crate) async fn users_among(conn: &mut Conn, env: EnvId, ids: &[UserId]) -> 
                 );
                 query.push_bind(env.bytes().to_vec()).push(" and user_id in (");
                 let mut list = query.separated(", ");
-                for id in page {
+                for id in repeated(page, IDS_MAX) {
                     list.push_bind(id.to_string());
                 }
                 query.push(")");
@@ -189,26 +189,25 @@ pub(crate) async fn register_user(
     Ok(())
 }
 
-/// Registers users of whom only the ids are known, each named once.
+/// Registers users of whom only the ids are known, each named once and with the change that does.
 pub(crate) async fn register_users(
     conn: &mut Conn,
     env: EnvId,
-    users: &[UserId],
+    users: &[(UserId, i64)],
     now: i64,
-    seq: i64,
 ) -> Result<()> {
-    for page in users.chunks(IDS_MAX) {
+    for page in portions(users, IDS_MAX) {
         macro_rules! register {
             ($engine:ty, $c:expr) => {
                 QueryBuilder::<$engine>::new(
                     "insert into users (env_id, user_id, created_at, revoked_up_to, changed_seq) ",
                 )
-                .push_values(page, |mut row, user| {
+                .push_values(page, |mut row, (user, seq)| {
                     row.push_bind(env.bytes().to_vec())
                         .push_bind(user.to_string())
                         .push_bind(now)
                         .push_bind(0_i64)
-                        .push_bind(seq);
+                        .push_bind(*seq);
                 })
                 .build()
                 .execute(&mut **$c)

@@ -1,7 +1,8 @@
 //! What backup, restore and move guarantee, on both engines.
 //!
-//! A [`World`] is a data folder with a store in it, on one engine, filled through `ops`. Whether a
-//! secret is good is asked of the table that the follower loads, as a server would.
+//! A [`World`] is a data folder with a store in it, on one engine, filled through `ops`; other
+//! tests of the store use it, too. Whether a secret is good is asked of the table that the follower
+//! loads, as a server would.
 
 mod backups;
 mod moves;
@@ -40,13 +41,13 @@ const NEW_YEAR: i64 = 1_767_225_600_000_000;
 const DAY_US: i64 = 24 * 3_600 * 1_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Engine {
+pub(in crate::store) enum Engine {
     Sqlite,
     Postgres,
 }
 
 /// The engines to test on: both, unless it was said that there is no PostgreSQL here.
-fn engines() -> Vec<Engine> {
+pub(in crate::store) fn engines() -> Vec<Engine> {
     let without = std::env::var_os("KEYWARD_TEST_WITHOUT_POSTGRES").is_some_and(|v| v == "1");
     if without { vec![Engine::Sqlite] } else { vec![Engine::Sqlite, Engine::Postgres] }
 }
@@ -72,20 +73,20 @@ async fn empty_place(engine: Engine, folder: &Path) -> Location {
     Location::Server(ServerUrl::new(options.database(&name).to_url_lossy().to_string()))
 }
 
-struct World {
+pub(in crate::store) struct World {
     folder: TempDir,
     location: Location,
-    store: Store,
-    env: EnvId,
+    pub(in crate::store) store: Store,
+    pub(in crate::store) env: EnvId,
     app: AppId,
     api: ApiId,
-    context: Context,
-    pepper: Pepper,
+    pub(in crate::store) context: Context,
+    pub(in crate::store) pepper: Pepper,
 }
 
 impl World {
     /// A store with an environment, an API `notes` with two scopes, and a connected application.
-    async fn found(engine: Engine, seed: u64) -> Self {
+    pub(in crate::store) async fn found(engine: Engine, seed: u64) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let location = empty_place(engine, folder.path()).await;
         let (clock, entropy) = (Clock::manual(NEW_YEAR), Entropy::seeded(seed));
@@ -129,7 +130,7 @@ impl World {
         Folder::existing(self.path()).secrets()
     }
 
-    fn new_key(&self, owner: NewOwner) -> NewKey {
+    pub(in crate::store) fn new_key(&self, owner: NewOwner) -> NewKey {
         NewKey {
             name: "a key".to_owned(),
             description: Some("for tests, with ü and 🔑".to_owned()),
@@ -152,12 +153,12 @@ impl World {
         (issued.key, issued.secret)
     }
 
-    async fn issue_to(&self, user: &str) -> (KeyId, Secret) {
+    pub(in crate::store) async fn issue_to(&self, user: &str) -> (KeyId, Secret) {
         self.issue(NewOwner::User(user_id(user), None)).await
     }
 
     /// Imports a key for `user` whose secret is `text`.
-    async fn import(&self, user: &str, text: &str) -> KeyId {
+    pub(in crate::store) async fn import(&self, user: &str, text: &str) -> KeyId {
         let new = self.new_key(NewOwner::User(user_id(user), None));
         let one = ImportedKey { new, digest: sha256(text.as_bytes()) };
         ops::keys::import(&self.store, self.env, &self.context, vec![one])
@@ -167,7 +168,7 @@ impl World {
             .remove(0)
     }
 
-    async fn organization(&self, org: &str, members: &[&str]) -> OrgCode {
+    pub(in crate::store) async fn organization(&self, org: &str, members: &[&str]) -> OrgCode {
         let new = NewOrganization {
             org: Some(org_code(org)),
             name: org.to_owned(),
@@ -192,13 +193,13 @@ impl World {
         org
     }
 
-    async fn revoke(&self, key: KeyId) {
+    pub(in crate::store) async fn revoke(&self, key: KeyId) {
         ops::keys::revoke(&self.store, self.env, &self.context, key, Some("leaked".into()))
             .await
             .expect("revoked");
     }
 
-    async fn rotate(&self, key: KeyId) -> Secret {
+    pub(in crate::store) async fn rotate(&self, key: KeyId) -> Secret {
         let pepper = self.pepper.clone();
         ops::keys::rotate(&self.store, self.env, &self.context, pepper, key)
             .await
@@ -208,7 +209,7 @@ impl World {
     }
 
     /// Stores that the file `file` counted `verified` verifications of `key`.
-    async fn count(&self, file: [u8; 16], key: KeyId, verified: u64) {
+    pub(in crate::store) async fn count(&self, file: [u8; 16], key: KeyId, verified: u64) {
         let mut conn = self.store.side().await.expect("a connection");
         if counts::file(&mut conn, file).await.expect("asked").is_none() {
             counts::advance(&mut conn, file, None, 1, NEW_YEAR).await.expect("known");
@@ -231,7 +232,7 @@ impl World {
     }
 
     /// One number or text that the statement selects.
-    async fn number(&self, sql: &'static str) -> i64 {
+    pub(in crate::store) async fn number(&self, sql: &'static str) -> i64 {
         let mut conn = self.store.read().await.expect("a connection");
         let found = store::row!(&mut conn, (i64,), sql).expect("selects");
         found.expect("one row").0
@@ -323,7 +324,7 @@ impl World {
     }
 }
 
-fn user_id(text: &str) -> UserId {
+pub(in crate::store) fn user_id(text: &str) -> UserId {
     UserId::parse(text).expect("a user's id")
 }
 
