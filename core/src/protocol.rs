@@ -22,6 +22,8 @@
 //! measured by its own clock, must end before another has counted 1 % more. Two clocks that err by
 //! at most 0.49 % each, in opposite directions, satisfy that.
 
+#[cfg(test)]
+mod model;
 mod node;
 mod waiter;
 

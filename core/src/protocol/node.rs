@@ -452,3 +452,42 @@ impl Node {
         }
     }
 }
+
+/// For the model, which keeps every instant relative to now.
+#[cfg(test)]
+impl Node {
+    /// Lets `us` pass, and forgets what can make no difference any more.
+    pub(super) fn age(&mut self, us: i64) {
+        let oldest_us = -self.terms.lease_us;
+        let aged = |asked: &mut Moment| {
+            let at_us = (asked.boot_us - us).max(oldest_us);
+            *asked = Moment { boot_us: at_us, wall_us: at_us };
+        };
+        self.question.iter_mut().for_each(|(asked, _)| aged(asked));
+        self.telling.iter_mut().for_each(|telling| aged(&mut telling.asked));
+        let longest_us = self.terms.tell_every_us.max(self.terms.poll_every_us);
+        self.told_at_us = self.told_at_us.saturating_sub(us).max(-longest_us);
+        let ends =
+            [&mut self.quarantine_until_us, &mut self.resume_at_us, &mut self.tell_again_at_us];
+        for end_us in ends {
+            *end_us = if *end_us <= us { i64::MIN } else { *end_us - us };
+        }
+        let left_us = self.deadline.boot_us.saturating_sub(us);
+        self.deadline = if left_us <= 0 {
+            Deadline::OVER
+        } else {
+            Deadline { boot_us: left_us, wall_us: left_us }
+        };
+    }
+
+    /// All generations that it keeps.
+    pub(super) fn generations(&mut self) -> Vec<&mut i64> {
+        let mut all = vec![&mut self.generation];
+        all.extend(&mut self.confirmed);
+        if let Some(Telling { tell, .. }) = &mut self.telling {
+            all.push(&mut tell.generation);
+            all.extend(&mut tell.confirmed);
+        }
+        all
+    }
+}

@@ -156,6 +156,12 @@ impl Waiter {
         self.commit.seq
     }
 
+    /// When the wait began, µs since boot.
+    #[must_use]
+    pub fn begun_us(&self) -> i64 {
+        self.commit.at_us
+    }
+
     /// The longest lease that was found, in µs; for [`Node::heard_of_lease`](super::Node).
     #[must_use]
     pub fn longest_us(&self) -> i64 {
@@ -171,5 +177,17 @@ impl Waiter {
             }
             Settle::Narrowing | Settle::Widening => Answer::AskAgain,
         }
+    }
+}
+
+/// For the model, which keeps every instant relative to now.
+#[cfg(test)]
+impl Waiter {
+    /// Lets `us` pass, and forgets what can make no difference any more, leases being no longer
+    /// than `longest_us`.
+    pub(super) fn age(&mut self, us: i64, longest_us: i64) {
+        self.commit.at_us = (self.commit.at_us - us).max(-longest_us);
+        let until_us = self.quarantine_until_us;
+        self.quarantine_until_us = if until_us <= us { i64::MIN } else { until_us - us };
     }
 }
