@@ -221,13 +221,14 @@ impl Node {
     #[must_use]
     pub fn next(&self, now: Moment) -> Step {
         let is_resumed = now.boot_us >= self.resume_at_us;
-        if is_resumed && self.must_load {
-            return Step::Load;
+        if self.must_load {
+            let until_boot_us = self.resume_at_us;
+            return if is_resumed { Step::Load } else { Step::Wait { until_boot_us } };
         }
         if is_resumed && self.applied < self.head {
             return Step::Fetch { after: self.applied };
         }
-        if !self.must_load && self.must_tell(now) {
+        if self.must_tell(now) {
             return Step::Tell;
         }
         let poll_at_us =
