@@ -126,16 +126,20 @@ impl Waiter {
         self.waited_out(now_us)
     }
 
-    /// What is known although the rows cannot be read now.
+    /// What is known although the rows cannot be read now. Before they were read once, nothing is:
+    /// the database may have lost the change, or a lease may be longer than is known.
     #[must_use]
     pub fn unheard(&self, now_us: i64) -> Answer {
+        if !self.is_fed {
+            return Answer::AskAgain;
+        }
         match self.waited_out(now_us) {
             // Nobody can be named who should be reaped.
-            Answer::WaitedOut if self.is_fed => Answer::Done,
-            Answer::LeftBehind => Answer::LeftBehind,
-            Answer::Done | Answer::AskAgain | Answer::WaitedOut | Answer::Unconfirmed => {
-                Answer::AskAgain
-            }
+            Answer::WaitedOut => Answer::Done,
+            answer @ (Answer::Done
+            | Answer::AskAgain
+            | Answer::LeftBehind
+            | Answer::Unconfirmed) => answer,
         }
     }
 
