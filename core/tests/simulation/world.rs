@@ -48,7 +48,7 @@ const SILENCE_MAX_US: i64 = 150_000;
 const ASK_AGAIN_US: i64 = 5_000;
 /// Faults begin until then; the rest of a run must heal everything.
 const FAULTS_UNTIL_US: i64 = 5_000_000;
-const END_US: i64 = FAULTS_UNTIL_US + 4 * LEASE_US;
+const END_US: i64 = FAULTS_UNTIL_US + 6 * LEASE_US;
 const SLOTS: usize = 3;
 /// Changes in a page.
 pub const PAGE: usize = 2;
@@ -455,9 +455,6 @@ impl World {
             }
             Request::Tell(tell) => self.queue_up(Waiting::Tell { process, id, tell }),
             Request::Lock(call) => {
-                if self.has(Mistake::WaitSetBeforeCommit) {
-                    self.calls[call].early = Some(self.database.rows.keys().copied().collect());
-                }
                 self.queue_up(Waiting::Call { process, call });
             }
             Request::Commit(call) => self.commit(process, call),
@@ -587,7 +584,8 @@ impl World {
         // What does not exist yet cannot be revoked.
         let is_early = matches!(deed, Deed::Revoked(key)
             if !self.database.log.iter().any(|change| change.deed == Deed::Issued(key)));
-        let again_us = self.chance.range(SILENCE_MAX_US, 2 * LEASE_US);
+        let patience_us = if self.is_quiet() { LEASE_US / 2 } else { 2 * LEASE_US };
+        let again_us = self.chance.range(SILENCE_MAX_US, patience_us);
         self.within(again_us, Event::Client { deed, attempt: attempt.saturating_add(1) });
         let process = self.slots[self.chance.index(SLOTS)];
         let it = &self.processes[process];
@@ -596,7 +594,9 @@ impl World {
             return;
         }
         let call = self.calls.len();
-        self.calls.push(Call { deed, process, waiter: None, asks: 0, early: None, is_over: false });
+        let is_hasty = self.has(Mistake::WaitSetBeforeCommit);
+        let early = is_hasty.then(|| self.database.rows.keys().copied().collect());
+        self.calls.push(Call { deed, process, waiter: None, asks: 0, early, is_over: false });
         self.ask(process, 0, &Request::Lock(call));
     }
 
