@@ -94,10 +94,16 @@ impl Database {
         Some(Page { seq: last.seq, nonce: last.nonce, is_waited_for })
     }
 
-    /// The change that did this, made now unless it was before; false if it was.
-    pub fn commit(&mut self, deed: Deed, process: usize) -> (i64, bool) {
+    /// The change that did this, made now unless it was before; false if it was. None if there is
+    /// no such key, perhaps no longer.
+    pub fn commit(&mut self, deed: Deed, process: usize) -> Option<(i64, bool)> {
         if let Some(known) = self.log.iter().find(|change| change.deed == deed) {
-            return (known.seq, false);
+            return Some((known.seq, false));
+        }
+        if let Deed::Revoked(key) = deed
+            && !self.log.iter().any(|change| change.deed == Deed::Issued(key))
+        {
+            return None;
         }
         self.nonces += 1;
         let mut nonce = [0; 16];
@@ -105,7 +111,7 @@ impl Database {
         let seq = self.log.len() as i64 + 1;
         let is_replicated = false;
         self.log.push(Change { seq, nonce: Nonce(nonce), deed, process, is_replicated });
-        (seq, true)
+        Some((seq, true))
     }
 
     /// The head as a telling reads it.

@@ -417,9 +417,10 @@ impl World {
         let now = self.processes[process].clocks.read(self.now_us);
         let it = &mut self.processes[process];
         let Some((_, request)) = it.busy.take_if(|(busy, _)| *busy == id) else { return };
-        match request {
-            Request::Tell(_) => it.node.tell_failed(now),
-            _ => it.node.failed(now),
+        if matches!(request, Request::Tell(_)) {
+            it.node.tell_failed(now);
+        } else {
+            it.node.failed(now);
         }
         self.drive(process);
     }
@@ -502,7 +503,9 @@ impl World {
         if self.database.lock != Some(call) {
             return;
         }
-        let (seq, is_new) = self.database.commit(self.calls[call].deed, process);
+        let Some((seq, is_new)) = self.database.commit(self.calls[call].deed, process) else {
+            return self.unlock();
+        };
         let incarnation = self.database.incarnation();
         self.answer(process, 0, &Reply::Committed { call, seq, incarnation, is_new });
         for slot in 0..SLOTS {
@@ -523,26 +526,30 @@ impl World {
             Reply::Rows { call, incarnation, rows } => return self.hear(call, incarnation, rows),
             // Whatever comes late or twice is for the node itself to see through.
             Reply::Told(tell, told) => self.told(process, &tell, told),
-            Reply::Loaded(..) | Reply::Polled(_) | Reply::Fetched(_) => {
-                let it = &mut self.processes[process];
-                // Those are asked one by one; an answer to another question is dropped.
-                if it.busy.as_ref().is_none_or(|(busy, _)| *busy != id) {
-                    return;
-                }
-                match reply {
-                    Reply::Loaded(snapshot, all) => {
-                        it.table = keys::table();
-                        keys::apply(&mut it.table, &all);
-                        it.node.loaded(now, &snapshot);
-                    }
-                    Reply::Polled(head) => it.node.polled(it.asked, now, &head),
-                    Reply::Fetched(changes) => self.fetched(process, changes),
-                    _ => unreachable!("matched above"),
-                }
+            // Those are asked one by one; an answer to another question is dropped.
+            Reply::Loaded(..) | Reply::Polled(_) | Reply::Fetched(_)
+                if !self.is_awaited(process, id) =>
+            {
+                return;
             }
+            Reply::Loaded(snapshot, all) => {
+                let it = &mut self.processes[process];
+                it.table = keys::table();
+                keys::apply(&mut it.table, &all);
+                it.node.loaded(now, &snapshot);
+            }
+            Reply::Polled(head) => {
+                let it = &mut self.processes[process];
+                it.node.polled(it.asked, now, &head);
+            }
+            Reply::Fetched(changes) => self.fetched(process, changes),
         }
         self.processes[process].busy.take_if(|(busy, _)| *busy == id);
         self.drive(process);
+    }
+
+    fn is_awaited(&self, process: usize, id: u64) -> bool {
+        self.processes[process].busy.as_ref().is_some_and(|(busy, _)| *busy == id)
     }
 
     fn fetched(&mut self, process: usize, changes: Vec<Change>) {
@@ -581,16 +588,13 @@ impl World {
         if self.acknowledged.contains(&deed) {
             return;
         }
-        // What does not exist yet cannot be revoked.
-        let is_early = matches!(deed, Deed::Revoked(key)
-            if !self.database.log.iter().any(|change| change.deed == Deed::Issued(key)));
         let patience_us = if self.is_quiet() { LEASE_US / 2 } else { 2 * LEASE_US };
         let again_us = self.chance.range(SILENCE_MAX_US, patience_us);
         self.within(again_us, Event::Client { deed, attempt: attempt.saturating_add(1) });
         let process = self.slots[self.chance.index(SLOTS)];
         let it = &self.processes[process];
         let is_there = it.is_alive && it.paused_until_us <= self.now_us;
-        if is_early || !is_there || it.node.standing().is_none() {
+        if !is_there || it.node.standing().is_none() {
             return;
         }
         let call = self.calls.len();
