@@ -11,6 +11,7 @@
 mod digest;
 mod id;
 mod index;
+pub mod protocol;
 mod row;
 mod secret;
 mod slab;
