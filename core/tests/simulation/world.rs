@@ -242,8 +242,8 @@ impl World {
         }
         let way = match self.chance.index(100) {
             0 => return Vec::new(),
-            1 => self.chance.range(2_000, 2 * LEASE_US),
-            2..8 => self.chance.range(2_000, 100_000),
+            1..3 => self.chance.range(2_000, 2 * LEASE_US),
+            3..9 => self.chance.range(2_000, 100_000),
             _ => self.chance.range(100, 2_000),
         };
         if self.chance.one_in(50) {
