@@ -16,9 +16,9 @@ mod world;
 use world::{Mistake, World};
 
 /// Without optimization a seed takes about ten times as long.
-const SEEDS: u64 = if cfg!(debug_assertions) { 200 } else { 5_000 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 100 } else { 5_000 };
 /// A mistake must be found within that many.
-const SEEDS_FOR_A_MISTAKE: u64 = if cfg!(debug_assertions) { 500 } else { 5_000 };
+const SEEDS_FOR_A_MISTAKE: u64 = if cfg!(debug_assertions) { 200 } else { 5_000 };
 
 #[expect(clippy::disallowed_methods, reason = "whoever runs a test chooses its seeds")]
 fn number(name: &str) -> Option<u64> {
@@ -89,14 +89,14 @@ fn each_mistake_is_found() {
         Mistake::NoQuarantine,
         Mistake::RetryNotWaiting,
         Mistake::MissingRowIgnored,
-        Mistake::LifeUnchecked,
     ] {
         is_found(mistake);
     }
-    // Those take a rare coincidence; without optimization, only the exhaustive model finds them.
+    // Those take a rare coincidence; without optimization, that takes too long.
     if !cfg!(debug_assertions) {
         is_found(Mistake::HeadOutsideLock);
         is_found(Mistake::WaitSetBeforeCommit);
         is_found(Mistake::LateTellCounts);
+        is_found(Mistake::LifeUnchecked);
     }
 }
