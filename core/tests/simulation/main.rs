@@ -16,7 +16,7 @@ mod world;
 use world::{Mistake, World};
 
 /// Without optimization a seed takes about ten times as long.
-const SEEDS: u64 = if cfg!(debug_assertions) { 100 } else { 5_000 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 1_000 } else { 5_000 };
 /// A mistake must be found within that many.
 const SEEDS_FOR_A_MISTAKE: u64 = if cfg!(debug_assertions) { 200 } else { 5_000 };
 
