@@ -16,9 +16,9 @@ mod world;
 use world::{Mistake, World};
 
 /// Without optimization a seed takes about ten times as long.
-const SEEDS: u64 = if cfg!(debug_assertions) { 300 } else { 5_000 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 1_000 } else { 5_000 };
 /// A mistake must be found within that many.
-const SEEDS_FOR_A_MISTAKE: u64 = 3_000;
+const SEEDS_FOR_A_MISTAKE: u64 = if cfg!(debug_assertions) { 200 } else { 5_000 };
 
 #[expect(clippy::disallowed_methods, reason = "whoever runs a test chooses its seeds")]
 fn number(name: &str) -> Option<u64> {
@@ -83,17 +83,20 @@ fn is_found(mistake: Mistake) {
 fn each_mistake_is_found() {
     for mistake in [
         Mistake::DeadlineFromReply,
-        Mistake::HeadOutsideLock,
-        Mistake::WaitSetBeforeCommit,
         Mistake::AcknowledgedBeforeApplied,
         Mistake::ShortWait,
         Mistake::StoppedClock,
         Mistake::NoQuarantine,
         Mistake::RetryNotWaiting,
         Mistake::MissingRowIgnored,
-        Mistake::LateTellCounts,
-        Mistake::LifeUnchecked,
     ] {
         is_found(mistake);
+    }
+    // Those take a rare coincidence; without optimization, that takes too long.
+    if !cfg!(debug_assertions) {
+        is_found(Mistake::HeadOutsideLock);
+        is_found(Mistake::WaitSetBeforeCommit);
+        is_found(Mistake::LateTellCounts);
+        is_found(Mistake::LifeUnchecked);
     }
 }

@@ -242,8 +242,8 @@ impl World {
         }
         let way = match self.chance.index(100) {
             0 => return Vec::new(),
-            1 => self.chance.range(2_000, 2 * LEASE_US),
-            2..8 => self.chance.range(2_000, 100_000),
+            1..3 => self.chance.range(2_000, 2 * LEASE_US),
+            3..9 => self.chance.range(2_000, 100_000),
             _ => self.chance.range(100, 2_000),
         };
         if self.chance.one_in(50) {
@@ -259,7 +259,12 @@ impl World {
 
     fn ask(&mut self, process: usize, id: u64, request: &Request) {
         // TCP delivers a request once or not at all.
-        let way = self.ways().first().copied();
+        let mut way = self.ways().first().copied();
+        // What the mistake is about, made likelier.
+        let may_be_late = self.has(Mistake::LateTellCounts) && !self.is_quiet();
+        if may_be_late && matches!(request, Request::Tell(_)) && self.chance.one_in(8) {
+            way = Some(self.chance.range(SILENCE_MAX_US, 2 * LEASE_US));
+        }
         if let Some(way) = way.filter(|_| !self.is_cut(process)) {
             self.within(way, Event::ToDatabase { process, id, request: request.clone() });
         }
@@ -451,7 +456,7 @@ impl World {
             }
             Request::Tell(tell) if self.has(Mistake::HeadOutsideLock) => {
                 let head = self.database.head_for(&tell);
-                let us = self.chance.range(1_000, 100_000);
+                let us = self.chance.range(20_000, 140_000);
                 self.within(us, Event::LateWrite { process, id, tell, head });
             }
             Request::Tell(tell) => self.queue_up(Waiting::Tell { process, id, tell }),
