@@ -147,7 +147,7 @@ def verify(port, token, key, connection=None):
                          token=token, seconds=PATIENCE_S, connection=connection)
     if status == 200 and isinstance(answer, dict):
         return "valid" if answer["is_valid"] else answer["code"]
-    return "no answer" if status is None else str(status)
+    return f"no answer ({answer})" if status is None else str(status)
 
 
 def outcome_of(status, answer, expected):
@@ -157,7 +157,7 @@ def outcome_of(status, answer, expected):
     code = ""
     with contextlib.suppress(KeyError, IndexError, TypeError):
         code = " " + answer["errors"][0]["code"]
-    return "no answer" if status is None else f"{status}{code}"
+    return f"no answer ({answer})" if status is None else f"{status}{code}"
 
 
 def run(cluster, arguments):
@@ -283,6 +283,8 @@ def sum_up(trial, primary, times):
         "verifications_before": dict(Counter(each[2] for each in trial.verifications
                                              if each[1] < killed)),
         "verifications": dict(Counter(outcome for _, _, outcome in after)),
+        "unanswered_at_s": [round(ended - killed, 1) for _, ended, outcome in after
+                            if outcome not in ("valid", "503")],
         "not_valid_from_s": edge(min, after, killed),
         "not_valid_until_s": edge(max, after, killed),
         "slowest_verification_ms": round(1000 * max(ended - begun for begun, ended, _ in after)),
@@ -300,8 +302,7 @@ def sum_up(trial, primary, times):
         "is_whole": times["is_whole"] and times["works"],
         # A good key may go unanswered, but it is never refused.
         "is_kept": not (trial.stale or revived or lost or untrue)
-                   and {outcome for _, _, outcome in trial.verifications}
-                   <= {"valid", "503", "no answer"},
+                   and not any(outcome.startswith("API_KEY") for _, _, outcome in after),
     }
 
 
@@ -314,15 +315,15 @@ def judge(trial):
         for key in trial.created:
             verdict = verify(port, trial.token, key[1])
             if verdict != "valid":
-                lost.append(f"{key[0]} on {node}: {verdict}")
+                lost.append({"key_id": key[0], "node": node, "answer": verdict})
         for key in trial.revoked:
             verdict = verify(port, trial.token, key[1])
             if verdict != "API_KEY_REVOKED":
-                revived.append(f"{key[0]} on {node}: {verdict}")
+                revived.append({"key_id": key[0], "node": node, "answer": verdict})
         for key in trial.refused:
             verdict = verify(port, trial.token, key[1])
             if verdict != "valid":
-                untrue.append(f"{key[0]} on {node}: {verdict}")
+                untrue.append({"key_id": key[0], "node": node, "answer": verdict})
         doubtful.update(verify(port, trial.token, key[1]) for key in trial.in_doubt)
     return lost, revived, untrue, dict(doubtful)
 
@@ -351,7 +352,12 @@ def in_words(report):
     def at(seconds):
         return "never" if seconds is None else f"after {seconds} s"
 
-    lost = report["acknowledged_creations_lost"] + report["acknowledged_revocations_lost"]
+    def keys(found):
+        """How many keys, and what the nodes say of them."""
+        count = len({each["key_id"] for each in found})
+        said = listed(Counter(f"times {each['answer']}" for each in found))
+        return f"{count} ({said})" if found else "0"
+
     not_ready = "; ".join(
         f"{node} {', '.join(f'{a} to {b} s' for a, b in stretches) or 'always ready'}"
         for node, stretches in report["nodes_not_ready_s"].items())
@@ -379,12 +385,12 @@ def in_words(report):
         f" {listed(report['asked_of_each_node_about_revoked_keys'])};"
         f" {report['stale_answers']} stale.",
         f"Acknowledged and afterwards looked up on every node: {report['acknowledged_creations']}"
-        f" creations, {report['acknowledged_revocations']} revocations; {len(lost)} lost.",
-        *(f"  LOST {line}" for line in lost),
+        f" creations, of which lost {keys(report['acknowledged_creations_lost'])};"
+        f" {report['acknowledged_revocations']} revocations, of which lost"
+        f" {keys(report['acknowledged_revocations_lost'])}.",
         f"Revocations answered with \"nothing was changed\": {report['answered_nothing_changed']},"
-        f" untrue {len(report['answered_nothing_changed_but_revoked'])}; those in doubt, asked of"
+        f" untrue {keys(report['answered_nothing_changed_but_revoked'])}; those in doubt, asked of"
         f" each node: {listed(report['revocations_in_doubt'])}.",
-        *(f"  UNTRUE {line}" for line in report["answered_nothing_changed_but_revoked"]),
         "Everything acknowledged stands." if report["is_kept"] else "NOT KEPT.",
         *([] if report["is_whole"] else ["It did not become whole again; see `status`."]),
     ])
