@@ -51,6 +51,8 @@ pub struct Shared {
     pub applied: watch::Sender<i64>,
     /// Whether the database could not be written when that was last tried.
     pub unwritable: AtomicBool,
+    /// Whether a failover of the database could lose changes that were acknowledged.
+    pub loses_changes: AtomicBool,
 }
 
 impl Shared {
@@ -62,6 +64,7 @@ impl Shared {
             lease,
             applied: watch::Sender::new(-1),
             unwritable: AtomicBool::new(false),
+            loses_changes: AtomicBool::new(false),
         }
     }
 

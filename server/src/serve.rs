@@ -1,6 +1,7 @@
 //! `keyward serve`: putting the parts together, starting them, and ending them in order.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -26,7 +27,7 @@ use crate::ops::keys;
 use crate::progress::Progress;
 use crate::public::PublicCallers;
 use crate::secrets::Keyring;
-use crate::store::{Location, Store, changes, idempotency, nodes, schema};
+use crate::store::{Location, Store, changes, engine, idempotency, nodes, schema};
 use crate::telemetry::Metrics;
 
 /// Imported secrets that may wait for being stored anew.
@@ -35,6 +36,8 @@ const REHASHES_MAX: usize = 10_000;
 const REHASHES_AT_ONCE: usize = 64;
 /// How often old rows are swept out.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// How often it is looked for standbys that commits do not wait for.
+const STANDBYS_EVERY: Duration = Duration::from_secs(60);
 /// How long the change log reaches back, in µs: seven days.
 const CHANGES_KEPT_US: i64 = 7 * 24 * 3_600 * 1_000_000;
 
@@ -104,6 +107,7 @@ impl Server {
         tasks.spawn(denied::write(Arc::clone(&app), denials));
         tasks.spawn(rehash(Arc::clone(&app), wishes));
         tasks.spawn(sweep(Arc::clone(&app)));
+        tasks.spawn(watch_standbys(Arc::clone(&app)));
         tasks.spawn(listen::serve_socket(Arc::clone(&app), socket));
         tasks.spawn(listen::serve_tcp(Arc::clone(&app), listener, tls));
         if let Some(listener) = metrics_listener {
@@ -272,13 +276,45 @@ async fn rehash(app: Arc<App>, mut wishes: mpsc::Receiver<Rehash>) {
     }
 }
 
+/// Warns of a standby that commits do not wait for, when one comes.
+async fn watch_standbys(app: Arc<App>) {
+    let mut stop = app.stopping.subscribe();
+    if app.store.is_sqlite() {
+        return stop_of(&mut stop).await;
+    }
+    loop {
+        let asked = async { engine::engine(&mut app.store.read().await?).await };
+        // OK to ignore a failure: a database that is away is the follower's to report.
+        if let Ok(engine) = app.store.in_time(asked).await {
+            let found = engine.has_asynchronous_standby();
+            if found && !app.shared.loses_changes.swap(found, Ordering::Relaxed) {
+                tracing::warn!(
+                    "a standby of the database is not synchronous: a failover to it can lose \
+                     revocations; set synchronous_standby_names"
+                );
+            }
+            app.shared.loses_changes.store(found, Ordering::Relaxed);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(STANDBYS_EVERY) => {}
+            () = stop_of(&mut stop) => return,
+        }
+    }
+}
+
+/// Ends when the server is told to.
+async fn stop_of(stop: &mut watch::Receiver<bool>) {
+    // OK to ignore: the sender lives as long as the app.
+    let _ = stop.wait_for(|stopping| *stopping).await;
+}
+
 /// Sweeps out rows that have had their time, now and then, until the server stops.
 async fn sweep(app: Arc<App>) {
     let mut stop = app.stopping.subscribe();
     loop {
         tokio::select! {
             () = tokio::time::sleep(SWEEP_EVERY) => {}
-            _ = stop.wait_for(|stopping| *stopping) => return,
+            () = stop_of(&mut stop) => return,
         }
         let now = app.clock().now_us();
         let swept = async {

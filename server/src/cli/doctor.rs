@@ -269,7 +269,7 @@ async fn database(
         }
     }
     transfer::refuse_if_moved(&mut conn).await?;
-    settings(engine::engine(&mut conn).await?, found);
+    settings(&engine::engine(&mut conn).await?, found);
     let asked = (store.clock.boot_us(), store.clock.wall_us());
     let database_us = conn.now_us(&store.clock).await?;
     let took = store.clock.boot_us() - asked.0;
@@ -305,7 +305,7 @@ async fn database(
     Ok(())
 }
 
-fn settings(engine: Engine, found: &mut Findings) {
+fn settings(engine: &Engine, found: &mut Findings) {
     match engine {
         Engine::Sqlite { version, journal } if journal == "wal" => {
             found.ok("engine", format!("SQLite {version} with a write-ahead log"));
@@ -325,12 +325,14 @@ fn settings(engine: Engine, found: &mut Findings) {
                 found.fail("durability", message);
             } else if synchronous_commit == "off" {
                 found.ok("durability", "synchronous_commit is off; Keyward's commits set it on");
-            } else if synchronous_standbys.is_empty() {
+            } else if engine.has_asynchronous_standby() {
                 found.warn(
                     "durability",
-                    "no standby is synchronous: after a failover revocations can be missing; set \
-                     synchronous_standby_names if there is a standby",
+                    "a standby is not synchronous: after a failover to it revocations can be \
+                     missing; set synchronous_standby_names",
                 );
+            } else if synchronous_standbys.is_empty() {
+                found.ok("durability", "there is no standby; make one synchronous before using it");
             } else {
                 found.ok("durability", format!("commits wait for {synchronous_standbys}"));
             }

@@ -52,6 +52,9 @@ pub(crate) fn readiness(app: &Arc<App>) -> Result<Reply> {
     if app.shared.unwritable.load(Ordering::Relaxed) {
         warnings.push("the database cannot be written: changes are refused until it can");
     }
+    if app.shared.loses_changes.load(Ordering::Relaxed) {
+        warnings.push("a standby is not synchronous: a failover to it can lose revocations");
+    }
     Ok(Reply::ok(json!({ "status": "ready", "warnings": warnings })))
 }
 

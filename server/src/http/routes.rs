@@ -247,14 +247,19 @@ pub(crate) async fn answer(
     let status = answer.status().as_u16();
     app.metrics.answered(status);
     // The route's template, never the path itself: paths hold owners' ids.
-    tracing::info!(
-        target: "keyward::request",
-        method = %head.method,
-        route = route.map_or("", |route| route.path),
-        status,
-        request_id,
-        duration_us = app.clock().boot_us() - began,
-    );
+    let route = route.map_or("", |route| route.path);
+    // Machines ask these every second.
+    let is_probe = matches!(route, "/healthz" | "/readyz" | "/metrics");
+    if !is_probe || !answer.status().is_success() {
+        tracing::info!(
+            target: "keyward::request",
+            method = %head.method,
+            route,
+            status,
+            request_id,
+            duration_us = app.clock().boot_us() - began,
+        );
+    }
     answer
 }
 
@@ -474,7 +479,9 @@ pub(super) fn finish(result: Result<Reply>) -> Answer {
     match result {
         Ok(reply) => reply.into_answer(),
         Err(failure) => {
-            if matches!(failure.kind, Kind::Internal | Kind::Unavailable) {
+            // One without a cause was logged where it happened.
+            let is_news = failure.kind == Kind::Internal || !failure.chain().is_empty();
+            if is_news && matches!(failure.kind, Kind::Internal | Kind::Unavailable) {
                 tracing::error!(cause = failure.chain(), "a request failed: {failure}");
             }
             error::answer(&failure)

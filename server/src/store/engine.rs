@@ -1,4 +1,5 @@
-//! What an operator should know of the database engine itself: `keyward doctor` asks.
+//! What an operator should know of the database engine itself: `keyward doctor` asks, and a server
+//! now and then.
 
 use super::{Conn, row};
 use crate::error::Result;
@@ -21,11 +22,26 @@ pub(crate) enum Engine {
         synchronous_commit: String,
         /// The standbys that a commit waits for; empty for none.
         synchronous_standbys: String,
+        /// How many receive the write-ahead log at this moment, synchronous or not.
+        standbys: i64,
         /// Whether this is a standby itself, which must never be followed.
         is_standby: bool,
         /// Whether commits are flushed to disk.
         fsync: String,
     },
+}
+
+impl Engine {
+    /// Whether a standby is there that commits do not wait for: after a failover to it, changes
+    /// that were acknowledged can be missing.
+    pub(crate) fn has_asynchronous_standby(&self) -> bool {
+        match self {
+            Self::Sqlite { .. } => false,
+            Self::Postgres { synchronous_standbys, standbys, .. } => {
+                synchronous_standbys.is_empty() && *standbys > 0
+            }
+        }
+    }
 }
 
 /// Asks the engine how it is set up.
@@ -42,10 +58,23 @@ pub(crate) async fn engine(conn: &mut Conn) -> Result<Engine> {
         "select current_setting('server_version'), current_setting('synchronous_commit'),
                 current_setting('synchronous_standby_names'), current_setting('fsync')",
     )?;
-    let standby = row!(conn, (i64,), "select cast(cast(pg_is_in_recovery() as int) as bigint)")?;
+    let (standby, standbys) = row!(
+        conn,
+        (i64, i64),
+        "select cast(cast(pg_is_in_recovery() as int) as bigint), count(*)
+         from pg_stat_replication",
+    )?
+    .unwrap_or_default();
     let (version, synchronous_commit, synchronous_standbys, fsync) = settings.unwrap_or_default();
-    let is_standby = standby.is_some_and(|(standby,)| standby != 0);
-    Ok(Engine::Postgres { version, synchronous_commit, synchronous_standbys, is_standby, fsync })
+    let is_standby = standby != 0;
+    Ok(Engine::Postgres {
+        version,
+        synchronous_commit,
+        synchronous_standbys,
+        standbys,
+        is_standby,
+        fsync,
+    })
 }
 
 fn first(row: Option<(String,)>) -> String {

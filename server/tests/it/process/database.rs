@@ -20,13 +20,20 @@ struct Cluster {
 
 impl Cluster {
     fn start() -> Self {
+        Self::start_with("-c fsync=off")
+    }
+
+    fn start_with(options: &str) -> Self {
         use std::os::unix::fs::PermissionsExt;
         let parent = tempfile::tempdir().expect("a folder");
         // PostgreSQL refuses to run as root; as root it runs as another user, who must get there.
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(parent.path(), open).expect("chmod");
         let folder = parent.path().join("cluster");
-        let output = Self::script("start", &folder).output().expect("bash is installed");
+        let output = Self::script("start", &folder)
+            .env("SCRATCH_POSTGRES_OPTIONS", options)
+            .output()
+            .expect("bash is installed");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "no scratch PostgreSQL: {said}");
         let url = String::from_utf8(output.stdout).expect("a URL").trim().to_owned();
@@ -386,4 +393,42 @@ fn an_sqlite_file_that_another_program_holds_stops_writes_and_nothing_else() {
     assert!(written.longest < LEASE + Duration::from_secs(5), "{:?}", written.longest);
     nothing_is_half_done(&site, keys_before, &[written]);
     process.terminate();
+}
+
+/// Whoever receives the write-ahead log could become the primary; commits do not wait for this one.
+#[test]
+fn a_standby_that_commits_do_not_wait_for_is_warned_of() {
+    let cluster = Cluster::start_with("-c fsync=on");
+    let mut site = Site::empty(Some(cluster.url.clone()));
+    site.init();
+    let durability = || {
+        let output = site.command(&["doctor", "--json"]).output().expect("runs");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let checks = report["checks"].as_array().expect("a list");
+        let found = checks.iter().find(|one| one["check"] == "durability").expect("a check");
+        found["state"].as_str().expect("a text").to_owned()
+    };
+    let warnings = |process: &Process| {
+        let reply = process.wire().ask("GET", "/readyz", None, "").expect("an answer");
+        reply.expect(200)["warnings"].to_string()
+    };
+    assert_eq!(durability(), "ok");
+    let process = site.serve();
+    assert_eq!(warnings(&process), "[]");
+    process.terminate();
+
+    let archive = tempfile::tempdir().expect("a folder");
+    let mut receiver = Command::new("pg_receivewal")
+        .args(["--no-loop", "-d", &cluster.url, "-D"])
+        .arg(archive.path())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it comes with PostgreSQL's client programs");
+    until("the database has a standby", || (durability() == "warn").then_some(()));
+    let process = site.serve();
+    until("readiness names it", || warnings(&process).contains("not synchronous").then_some(()));
+    assert!(process.log().contains("a failover to it can lose revocations"), "{}", process.log());
+    process.terminate();
+    receiver.kill().expect("it is there");
+    receiver.wait().expect("it is ours");
 }
