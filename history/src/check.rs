@@ -108,15 +108,31 @@ pub(crate) fn check(events: &[Event]) -> Vec<Violation> {
     };
     let mut violations = std::mem::take(&mut lines.violations);
     let gates = Gates::of(&lines);
-    for verify in &lines.verifies {
-        violations.extend(gates.judge(run, *verify));
-    }
+    violations.extend(once_each(lines.verifies.iter().filter_map(|line| gates.judge(run, *line))));
     violations.extend(lines.changes.iter().filter_map(|line| late(run, &lines.faults, *line)));
     violations.extend(order(&lines.changes));
     violations.extend(counts(&lines));
     violations.extend(counts_went_back(&lines.verifies));
     violations.sort_by_key(|violation| (violation.rule, violation.lines.clone()));
     violations
+}
+
+/// The first violation of each kind that the same change shows, with the number of the others: a
+/// change that was acknowledged too early shows in hundreds of answers.
+fn once_each(found: impl Iterator<Item = Violation>) -> Vec<Violation> {
+    let mut first: BTreeMap<(Rule, usize), (Violation, usize)> = BTreeMap::new();
+    for violation in found {
+        let shown_by = violation.lines.last().copied().unwrap_or(0);
+        let entry = first.entry((violation.rule, shown_by));
+        entry.and_modify(|(_, others)| *others += 1).or_insert((violation, 0));
+    }
+    let with_others = |(mut violation, others): (Violation, usize)| {
+        if others > 0 {
+            violation.what.push_str(&format!("; {others} more answers of this kind"));
+        }
+        violation
+    };
+    first.into_values().map(with_others).collect()
 }
 
 impl<'a> Lines<'a> {
@@ -243,8 +259,9 @@ impl<'a> Gates<'a> {
                 })
         })?;
         let what = format!(
-            "node {} said yes to key {} secret {}, asked {} µs after its {} was acknowledged by \
-             node {}",
+            "at {:.3} s node {} said yes to key {} secret {}, asked {} µs after its {} was \
+             acknowledged by node {}",
+            verify.call_us as f64 / 1_000_000.0,
             verify.node,
             verify.key,
             verify.secret,

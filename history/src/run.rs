@@ -27,9 +27,9 @@ const LEASE: (&str, Duration) = ("strict", Duration::from_secs(5));
 /// stopped while holding it, its own commit, and a machine on which everything runs at once.
 const SLACK: Duration = Duration::from_millis(2_500);
 /// Verifying clients of each node.
-const VERIFIERS: usize = 3;
+const VERIFIERS: usize = 2;
 /// Clients that change things.
-const MUTATORS: usize = 8;
+const MUTATORS: usize = 16;
 
 /// What shall be run.
 pub(crate) struct Order {
