@@ -26,7 +26,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether it has happened.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Verifications that one node may owe an answer at once.
-pub(crate) const PENDING_MAX: u32 = 48;
+pub(crate) const PENDING_MAX: u32 = 300;
 
 /// What fails here ends the run, and is told in a sentence.
 pub(crate) type Result<T, E = String> = std::result::Result<T, E>;

@@ -27,6 +27,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(20);
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// How long to wait when a node cannot be asked.
 const NOBODY_THERE: Duration = Duration::from_millis(20);
+/// How long a verifier rests that was held up. It leaves room in the queue of a node that was
+/// stopped for the questions that matter most: those of mutators, right after an acknowledgement.
+const REST: Duration = Duration::from_millis(500);
 /// Attempts at one change, on changing nodes.
 const ATTEMPTS_MAX: u32 = 20;
 /// Secrets that verifiers prefer, because something was just done to them.
@@ -180,12 +183,14 @@ pub(crate) async fn verifier(site: Arc<Site>, node: usize, mut chance: Chance) {
     let Some(node) = site.cluster.nodes.get(node) else { return };
     let mut slot = None;
     while !site.is_stopping() {
-        let asked = match site.choose(&mut chance) {
-            Some(known) => verify(&site, node, &mut slot, &known).await,
-            None => None,
-        };
-        if asked.is_none() {
+        let Some(known) = site.choose(&mut chance) else {
             tokio::time::sleep(NOBODY_THERE).await;
+            continue;
+        };
+        let began_us = site.clock.now_us();
+        if verify(&site, node, &mut slot, &known).await.is_none() {
+            let is_held_up = site.clock.now_us() - began_us >= us(HELD_UP);
+            tokio::time::sleep(if is_held_up { REST } else { NOBODY_THERE }).await;
         }
     }
 }
@@ -360,7 +365,7 @@ impl Mutator {
         let mut node = chance.below(nodes);
         let mut attempt = 0;
         while attempt < ATTEMPTS_MAX {
-            let patience = if chance.percent(30) { chance.ms(30, 900) } else { long };
+            let patience = if chance.percent(40) { chance.ms(30, 900) } else { long };
             match self.attempt(wish, node, attempt, key, patience).await {
                 None => {}
                 Some((Outcome::Acknowledged, reply)) => return reply,

@@ -116,13 +116,14 @@ fn try_main(arguments: &Arguments) -> cluster::Result<bool> {
     });
     // What still runs holds the processes; it ends with the runtime.
     drop(runtime);
-    let held = ran.is_ok() & judge(&recorded, &format!("seed {seed}"))?;
+    ran?;
+    let held = judge(&recorded, &format!("seed {seed}"))?;
     if !held && arguments.out.is_none() {
         let kept = PathBuf::from(format!("history-{seed}.ndjson"));
         std::fs::copy(&recorded, &kept).map_err(|error| error.to_string())?;
         println!("the history is in {}", kept.display());
     }
-    ran.map(|()| held)
+    Ok(held)
 }
 
 /// Ends when the process is told to end.

@@ -76,7 +76,8 @@ impl Fault {
 pub(crate) fn plan(seed: u64, length: Duration, nodes: usize, lease: Duration) -> Vec<Step> {
     let mut chance = Chance::of(seed, 1);
     let mut steps = Vec::new();
-    let mut at = chance.ms(500, 1_500);
+    // By then there are keys.
+    let mut at = chance.ms(1_500, 2_500);
     let mut bag: Vec<usize> = Vec::new();
     let mut last_node = 0;
     while at < length {
@@ -105,9 +106,11 @@ fn draw(kind: usize, chance: &mut Chance, lease: Duration) -> Fault {
     match kind {
         0 => Fault::Kill { down: chance.ms(0, 2_000) },
         1 => Fault::Stop { pause: chance.ms(200, lease_ms * 4 / 5) },
-        2 => Fault::Stop { pause: chance.ms(lease_ms + 200, lease_ms + 2_500) },
-        3 => Fault::StopAtLock { pause: chance.ms(300, lease_ms + 1_000) },
-        4 => Fault::StopAtCommit { pause: chance.ms(300, lease_ms + 1_000) },
+        // Long enough that changes are acknowledged meanwhile and their keys asked for: a change
+        // waits for L from its own commit, which comes after the stop.
+        2 => Fault::Stop { pause: chance.ms(lease_ms + 1_000, lease_ms + 3_500) },
+        3 => Fault::StopAtLock { pause: chance.ms(300, lease_ms + 2_500) },
+        4 => Fault::StopAtCommit { pause: chance.ms(300, lease_ms + 2_500) },
         5 => Fault::Cut { refuse: chance.ms(0, 2_500) },
         6 => Fault::Stall { stall: chance.ms(500, lease_ms + 2_000) },
         7 => Fault::Delay { by: chance.ms(5, 150), during: chance.ms(1_000, 4_000) },
