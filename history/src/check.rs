@@ -8,10 +8,12 @@
 //! - **P2.** A verification that was called after an acknowledged closing returned must not answer
 //!   valid, unless an opening was called before the answer came and may have come after that
 //!   closing: it did not return before the closing was called.
-//! - **P3.** A closing is answered, with success, within L × 1.01 plus the slack. Left out are
-//!   attempts that overlap a restart of the database, or a fault of the very node that was asked,
-//!   from its begin to [`RECOVERY_US`] after its end; faults of other nodes excuse nothing. An
-//!   attempt that was given less time than that and was not answered says nothing.
+//! - **P3.** A closing is answered, with success, within the time for its commit, L × 1.01 and the
+//!   slack together; and a first attempt within L × 1.01 and the slack after the moment at which it
+//!   was certainly committed, because that change or one with a larger `seq` had been answered.
+//!   Left out are attempts that overlap a restart of the database, or a fault of the very node that
+//!   was asked, from its begin to [`RECOVERY_US`] after its end; faults of other nodes excuse
+//!   nothing. An attempt that was given less time and was not answered says nothing.
 //! - **Counts.** A key's final count is at least the valid answers received, and at most these plus
 //!   the verifications of it that were not answered. One node's counts of a key grow.
 //! - **Cause.** A refusal has a change that may have caused it. Beyond L × 1.01 after a change that
@@ -109,7 +111,9 @@ pub(crate) fn check(events: &[Event]) -> Vec<Violation> {
     let mut violations = std::mem::take(&mut lines.violations);
     let gates = Gates::of(&lines);
     violations.extend(once_each(lines.verifies.iter().filter_map(|line| gates.judge(run, *line))));
-    violations.extend(lines.changes.iter().filter_map(|line| late(run, &lines.faults, *line)));
+    let commits = Commits::of(&lines.changes);
+    let late = |line: &Line<'_, Change>| late(run, &lines.faults, &commits, *line);
+    violations.extend(lines.changes.iter().filter_map(late));
     violations.extend(order(&lines.changes));
     violations.extend(counts(&lines));
     violations.extend(counts_went_back(&lines.verifies));
@@ -280,7 +284,7 @@ impl<'a> Gates<'a> {
             "node {} did not know key {} secret {}, {late_us} µs after its {} was acknowledged",
             verify.node, verify.key, verify.secret, giver.kind
         );
-        (late_us > longest_us(run)).then(|| Violation {
+        (late_us > run.longest_wait_us()).then(|| Violation {
             rule: Rule::Cause,
             lines: vec![at, *line],
             what,
@@ -309,13 +313,8 @@ fn undone(run: &Run, moves: &Moves<'_>, closing: &Change, verify: &Verify) -> bo
     moves.openings.iter().any(|(_, opening)| {
         opening.outcome() == Outcome::Acknowledged
             && closing.settled_us() < opening.call_us
-            && opening.settled_us().saturating_add(longest_us(run)) < verify.call_us
+            && opening.settled_us().saturating_add(run.longest_wait_us()) < verify.call_us
     })
-}
-
-/// L × 1.01.
-fn longest_us(run: &Run) -> u64 {
-    run.lease_us + run.lease_us / 100
 }
 
 /// Whether P3 is promised for an attempt at `node` from `begin_us` to `end_us`.
@@ -333,18 +332,52 @@ pub(crate) fn is_promised<'a>(
     })
 }
 
+/// When each change was certainly committed.
+struct Commits(BTreeMap<i64, u64>);
+
+impl Commits {
+    fn of(changes: &[Line<'_, Change>]) -> Self {
+        let answered = changes.iter().filter_map(|(_, change)| Some((change.seq?, change)));
+        let mut known_at: BTreeMap<i64, u64> = BTreeMap::new();
+        for (seq, change) in answered {
+            let at = known_at.entry(seq).or_insert(u64::MAX);
+            *at = change.settled_us().min(*at);
+        }
+        // Changes are committed in the order of their numbers.
+        let mut earliest = u64::MAX;
+        for at in known_at.values_mut().rev() {
+            earliest = earliest.min(*at);
+            *at = earliest;
+        }
+        Self(known_at)
+    }
+
+    /// When `change` was certainly committed, if it is known to be the attempt that did it: a
+    /// repeat may have been answered with the number of the attempt before it.
+    fn at_us(&self, change: &Change) -> Option<u64> {
+        self.0.get(&change.seq?).copied().filter(|_| change.attempt == 0)
+    }
+}
+
 /// P3 for one attempt.
-fn late(run: &Run, faults: &[Line<'_, Fault>], (at, change): Line<'_, Change>) -> Option<Violation> {
+fn late(
+    run: &Run,
+    faults: &[Line<'_, Fault>],
+    commits: &Commits,
+    (at, change): Line<'_, Change>,
+) -> Option<Violation> {
     if !change.kind.narrows() {
         return None;
     }
-    let bound_us = longest_us(run) + run.slack_us;
     let end_us = change.return_us.unwrap_or(change.call_us + change.patience_us);
     let took_us = end_us - change.call_us;
+    let waited_us = commits.at_us(change).map_or(0, |at| end_us.saturating_sub(at));
     let wrong = match change.outcome() {
-        Outcome::Acknowledged => took_us > bound_us,
+        Outcome::Acknowledged => {
+            took_us > run.bound_us() || waited_us > run.longest_wait_us() + run.slack_us
+        }
         Outcome::Refused => false,
-        Outcome::Unknown => change.return_us.is_some() || took_us > bound_us,
+        Outcome::Unknown => change.return_us.is_some() || took_us > run.bound_us(),
     };
     let all = faults.iter().map(|(_, fault)| *fault);
     if !wrong || !is_promised(all, change.node, change.call_us, end_us) {
@@ -356,9 +389,11 @@ fn late(run: &Run, faults: &[Line<'_, Fault>], (at, change): Line<'_, Change>) -
         (_, status) => format!("was answered {status} {}", change.code),
     };
     let what = format!(
-        "{} {answer} by node {} after {took_us} µs, though neither it nor the database was \
-         disturbed; the bound is {bound_us} µs",
-        change.kind, change.node
+        "at {:.3} s {} {answer} by node {} after {took_us} µs, {waited_us} of them certainly after \
+         its commit, though neither that node nor the database was disturbed",
+        change.call_us as f64 / 1_000_000.0,
+        change.kind,
+        change.node,
     );
     Some(Violation { rule: Rule::Late, lines: vec![at], what })
 }

@@ -38,8 +38,10 @@ pub(crate) struct Run {
     pub(crate) nodes: usize,
     /// The nodes' L.
     pub(crate) lease_us: u64,
-    /// What a narrowing change may take beyond L × 1.01: its commit, the way there and back, and a
-    /// busy machine.
+    /// What a commit may take, with the wait for its turn.
+    pub(crate) commit_us: u64,
+    /// What a narrowing change may take beyond its commit and L × 1.01: the way there and back, and
+    /// a busy machine.
     pub(crate) slack_us: u64,
 }
 
@@ -100,6 +102,18 @@ impl Kind {
             Kind::Revoke | Kind::Rotate | Kind::Disable | Kind::Suspend | Kind::DeleteUser => true,
             Kind::Create | Kind::Enable | Kind::Restore => false,
         }
+    }
+}
+
+impl Run {
+    /// L × 1.01: how long a change waits at most for a node that is gone.
+    pub(crate) fn longest_wait_us(&self) -> u64 {
+        self.lease_us + self.lease_us / 100
+    }
+
+    /// What a narrowing change may take as its caller sees it.
+    pub(crate) fn bound_us(&self) -> u64 {
+        self.commit_us + self.longest_wait_us() + self.slack_us
     }
 }
 
@@ -255,7 +269,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("history");
         let events = [
-            Event::Run(Run { seed: 1, seconds: 2, nodes: 3, lease_us: 4, slack_us: 5 }),
+            Event::Run(Run { seed: 1, seconds: 2, nodes: 3, lease_us: 4, commit_us: 5, slack_us: 6 }),
             Event::Verify(Verify {
                 node: 0,
                 key: 1,

@@ -359,9 +359,8 @@ impl Mutator {
         let idempotent = chance.percent(50);
         let key = format!("{}-{}-{}", self.site.run.seed, self.number, self.changes);
         let key = idempotent.then_some(key.as_str());
-        let bound_us = self.site.run.lease_us + self.site.run.lease_us / 100;
-        // A client that gives up before the bound, and one that waits longer.
-        let long = Duration::from_micros(bound_us + self.site.run.slack_us + 1_000_000);
+        // Some clients give up long before the bound, the others wait for longer.
+        let long = Duration::from_micros(self.site.run.bound_us() + 1_000_000);
         let mut node = chance.below(nodes);
         let mut attempt = 0;
         while attempt < ATTEMPTS_MAX {

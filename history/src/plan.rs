@@ -113,7 +113,9 @@ fn draw(kind: usize, chance: &mut Chance, lease: Duration) -> Fault {
         4 => Fault::StopAtCommit { pause: chance.ms(300, lease_ms + 2_500) },
         5 => Fault::Cut { refuse: chance.ms(0, 2_500) },
         6 => Fault::Stall { stall: chance.ms(500, lease_ms + 2_000) },
-        7 => Fault::Delay { by: chance.ms(5, 150), during: chance.ms(1_000, 4_000) },
+        // Not longer: the lock of all changes is held for about ten round trips of a change, and
+        // whoever waits for it has still to keep its promise.
+        7 => Fault::Delay { by: chance.ms(5, 60), during: chance.ms(1_000, 4_000) },
         8 => Fault::SwallowCommits { during: chance.ms(200, 1_500) },
         9 => Fault::RestartDatabase { immediate: true },
         _ => Fault::RestartDatabase { immediate: false },

@@ -4,13 +4,14 @@ use super::*;
 use crate::event::{Count, Odd};
 
 const LEASE_US: u64 = 5_000_000;
+const COMMIT_US: u64 = 3_000_000;
 const SLACK_US: u64 = 2_000_000;
-/// L × 1.01 and the slack.
-const BOUND_US: u64 = 7_050_000;
+/// The time for the commit, L × 1.01 and the slack.
+const BOUND_US: u64 = 10_050_000;
 
 fn run() -> Event {
-    let (lease_us, slack_us) = (LEASE_US, SLACK_US);
-    Event::Run(Run { seed: 1, seconds: 1, nodes: 3, lease_us, slack_us })
+    let (lease_us, commit_us, slack_us) = (LEASE_US, COMMIT_US, SLACK_US);
+    Event::Run(Run { seed: 1, seconds: 1, nodes: 3, lease_us, commit_us, slack_us })
 }
 
 fn change(kind: Kind, call_us: u64, return_us: u64) -> Change {
@@ -169,25 +170,40 @@ fn a_narrowing_change_that_takes_longer_than_promised_is_found() {
 }
 
 #[test]
+fn after_a_commit_only_the_lease_is_waited_for() {
+    let numbered = |change: Change, seq| Change { seq: Some(seq), ..change };
+    // Another change with a larger number was answered at 100: this one was committed by then.
+    let other = numbered(change(Kind::Enable, 10, 100), 6);
+    let after_us = LEASE_US + LEASE_US / 100 + SLACK_US;
+    let in_time = numbered(change(Kind::Revoke, 10, 100 + after_us), 5);
+    let slow = numbered(change(Kind::Revoke, 10, 101 + after_us), 5);
+    assert_eq!(broken(&[in_time, other.clone()], &[], &[]), []);
+    assert_eq!(broken(&[slow.clone(), other.clone()], &[], &[]), [Rule::Late]);
+    // A repeat has waited for its turn since; an earlier change says nothing of this one's commit.
+    assert_eq!(broken(&[Change { attempt: 1, ..slow.clone() }, other], &[], &[]), []);
+    assert_eq!(broken(&[slow, numbered(change(Kind::Enable, 10, 100), 4)], &[], &[]), []);
+}
+
+#[test]
 fn only_a_fault_of_the_node_that_was_asked_or_of_the_database_excuses_a_late_answer() {
-    let slow = change(Kind::Revoke, 10_000_000, 10_000_001 + BOUND_US);
+    let slow = change(Kind::Revoke, 20_000_000, 20_000_001 + BOUND_US);
     let fault = |node, begin_us, end_us| {
         Event::Fault(Fault { fault: "stop".to_owned(), node, begin_us, end_us, happened: true })
     };
     for (fault, expected) in [
-        (fault(Some(0), 9_000_000, 11_000_000), vec![]),
-        (fault(None, 9_000_000, 11_000_000), vec![]),
-        (fault(Some(0), 1, 10_000_000 - RECOVERY_US), vec![]),
-        (fault(Some(0), 1, 9_999_999 - RECOVERY_US), vec![Rule::Late]),
-        (fault(Some(1), 9_000_000, 20_000_000), vec![Rule::Late]),
+        (fault(Some(0), 19_000_000, 21_000_000), vec![]),
+        (fault(None, 19_000_000, 21_000_000), vec![]),
+        (fault(Some(0), 1, 20_000_000 - RECOVERY_US), vec![]),
+        (fault(Some(0), 1, 19_999_999 - RECOVERY_US), vec![Rule::Late]),
+        (fault(Some(1), 19_000_000, 30_000_000), vec![Rule::Late]),
     ] {
         assert_eq!(broken(std::slice::from_ref(&slow), &[], std::slice::from_ref(&fault)), expected);
     }
     let nothing = Event::Fault(Fault {
         fault: "a trap".to_owned(),
         node: Some(0),
-        begin_us: 9_000_000,
-        end_us: 11_000_000,
+        begin_us: 19_000_000,
+        end_us: 21_000_000,
         happened: false,
     });
     assert_eq!(broken(&[slow], &[], &[nothing]), [Rule::Late]);
