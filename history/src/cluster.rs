@@ -43,9 +43,10 @@ impl Postgres {
     pub(crate) fn start(script: &Path, folder: PathBuf) -> Result<Self> {
         let output = Command::new(script).arg("start").arg(&folder).stdin(Stdio::null()).output();
         let url = said(output, "PostgreSQL did not start")?;
-        let port = url.trim().rsplit_once("127.0.0.1:").and_then(|(_, rest)| {
-            rest.split('/').next().and_then(|port| port.parse::<u16>().ok())
-        });
+        let port = url
+            .trim()
+            .rsplit_once("127.0.0.1:")
+            .and_then(|(_, rest)| rest.split('/').next().and_then(|port| port.parse::<u16>().ok()));
         let port = port.ok_or_else(|| format!("`{url}` is no address of a server"))?;
         Ok(Self {
             script: script.to_path_buf(),
@@ -201,9 +202,19 @@ impl Node {
         answered.ok().flatten().is_some_and(|reply| reply.status == 200)
     }
 
+    /// What the node said when a part of it panicked, if one did.
+    pub(crate) fn panic(&self) -> Option<String> {
+        let log = self.log();
+        log.lines().find(|line| line.contains("panicked")).map(str::to_owned)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.command.log).unwrap_or_default()
+    }
+
     /// The end of what the node said.
     pub(crate) fn last_words(&self) -> String {
-        let log = std::fs::read_to_string(&self.command.log).unwrap_or_default();
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         let from = lines.len().saturating_sub(12);
         lines.get(from..).unwrap_or_default().join("\n")
@@ -250,8 +261,7 @@ impl Cluster {
                 lease,
                 log: folder.join(format!("node{index}.log")),
             };
-            let proxy =
-                Proxy::start(postgres.address).await.map_err(|error| error.to_string())?;
+            let proxy = Proxy::start(postgres.address).await.map_err(|error| error.to_string())?;
             nodes.push(Node {
                 index,
                 address: free_address(index)?,

@@ -269,7 +269,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("history");
         let events = [
-            Event::Run(Run { seed: 1, seconds: 2, nodes: 3, lease_us: 4, commit_us: 5, slack_us: 6 }),
+            Event::Run(Run {
+                seed: 1,
+                seconds: 2,
+                nodes: 3,
+                lease_us: 4,
+                commit_us: 5,
+                slack_us: 6,
+            }),
             Event::Verify(Verify {
                 node: 0,
                 key: 1,

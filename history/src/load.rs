@@ -316,9 +316,8 @@ impl Mutator {
         let reply = self.change(wish, chance).await?;
         self.probe(std::slice::from_ref(key)).await;
         key.secret += 1;
-        key.known = issued(&reply).map(|(id, text)| {
-            Arc::new(Known { key: key.key, secret: key.secret, user, id, text })
-        });
+        key.known = issued(&reply)
+            .map(|(id, text)| Arc::new(Known { key: key.key, secret: key.secret, user, id, text }));
         if let Some(known) = &key.known {
             self.site.learn(known);
         }

@@ -8,6 +8,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -90,7 +92,9 @@ fn try_main(arguments: &Arguments) -> cluster::Result<bool> {
     if arguments.keep {
         println!("folder {}", folder.path().display());
     }
-    let seed = arguments.seed.unwrap_or_else(|| u64::from(std::process::id()) * 7_919 % 100_000);
+    // The standard library's hash maps are seeded by the machine.
+    let random = || RandomState::new().build_hasher().finish() % 1_000_000;
+    let seed = arguments.seed.unwrap_or_else(random);
     let nodes = usize::try_from(arguments.nodes).unwrap_or(1);
     println!("seed {seed}, {} s, {nodes} nodes", arguments.seconds);
     let recorded = arguments.out.clone().unwrap_or_else(|| folder.path().join("history.ndjson"));

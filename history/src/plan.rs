@@ -146,10 +146,8 @@ mod tests {
         assert_eq!(names.len(), KINDS - 1, "two kinds share the name `stop`: {names:?}");
         let pauses: Vec<_> = steps
             .iter()
-            .filter_map(|step| match step.fault {
-                Fault::Stop { pause } => Some(pause > LEASE),
-                _ => None,
-            })
+            .filter(|step| step.fault.name() == "stop")
+            .map(|step| step.fault.length() > LEASE)
             .collect();
         assert!(pauses.contains(&true) && pauses.contains(&false));
     }

@@ -76,9 +76,13 @@ pub(crate) async fn run(order: Order) -> Result<()> {
     });
     under_load(&site, Duration::from_secs(order.seconds)).await;
     settle(&site).await;
-    let counted = count(&site).await;
-    if let Err(what) = &counted {
-        site.odd(None, what.clone());
+    if let Err(what) = count(&site).await {
+        site.odd(None, what);
+    }
+    for node in &site.cluster.nodes {
+        if let Some(panic) = node.panic() {
+            site.odd(Some(node.index), panic);
+        }
     }
     site.history.flush().map_err(|error| error.to_string())
 }

@@ -1,6 +1,6 @@
 //! What a history shows, in figures for people. Nothing here decides whether it is right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 use crate::check::is_promised;
@@ -10,7 +10,10 @@ use crate::event::{Answer, Event, Fault, Kind, Outcome, Verify};
 pub(crate) fn summary(events: &[Event]) -> String {
     let mut out = String::new();
     // OK to ignore: writing into a text cannot fail.
-    let _ = (verifies(&mut out, events), changes(&mut out, events), faults(&mut out, events));
+    let _ = verifies(&mut out, events)
+        .and_then(|()| unknown(&mut out, events))
+        .and_then(|()| changes(&mut out, events))
+        .and_then(|()| faults(&mut out, events));
     out
 }
 
@@ -21,6 +24,16 @@ fn all_verifies(events: &[Event]) -> impl Iterator<Item = &Verify> {
             None
         }
     })
+}
+
+fn all_faults(events: &[Event]) -> Vec<&Fault> {
+    let mut faults = Vec::new();
+    for event in events {
+        if let Event::Fault(fault) = event {
+            faults.push(fault);
+        }
+    }
+    faults
 }
 
 fn verifies(out: &mut String, events: &[Event]) -> std::fmt::Result {
@@ -37,28 +50,64 @@ fn verifies(out: &mut String, events: &[Event]) -> std::fmt::Result {
     let each: Vec<String> = answers.iter().map(|(word, times)| format!("{word} {times}")).collect();
     let rate = total * 1_000_000 / usize::try_from(last_us.max(1)).unwrap_or(usize::MAX);
     writeln!(out, "verifications  {total} ({rate}/s): {}", each.join(", "))?;
+    let refused = answers.get("unavailable").copied().unwrap_or(0);
+    writeln!(out, "no lease       {refused} verifications refused with 503")?;
     writeln!(out, "longest yes    {} ms", longest_us / 1_000)
 }
 
+/// Secrets that a node did not know although their reply had been received. A change that gives
+/// something waits for at most 250 ms, so that a node which is behind may not know it yet.
+fn unknown(out: &mut String, events: &[Event]) -> std::fmt::Result {
+    let faults = all_faults(events);
+    let mut given_at: HashMap<(usize, usize), u64> = HashMap::new();
+    for event in events {
+        if let Event::Change(change) = event
+            && let (Some(key), Some(at), 200..300) = (change.key, change.return_us, change.status)
+        {
+            match change.kind {
+                Kind::Create => given_at.insert((key, 0), at),
+                Kind::Rotate => given_at.insert((key, change.secret + 1), at),
+                Kind::Revoke
+                | Kind::Disable
+                | Kind::Enable
+                | Kind::Suspend
+                | Kind::Restore
+                | Kind::DeleteUser => None,
+            };
+        }
+    }
+    let (mut disturbed, mut undisturbed, mut longest_us) = (0, 0, 0);
+    for verify in all_verifies(events).filter(|verify| verify.answer == Answer::Invalid) {
+        let (Some(given_us), Some(return_us)) =
+            (given_at.get(&(verify.key, verify.secret)), verify.return_us)
+        else {
+            continue;
+        };
+        if is_promised(faults.iter().copied(), verify.node, *given_us, return_us) {
+            undisturbed += 1;
+            longest_us = longest_us.max(return_us.saturating_sub(*given_us));
+        } else {
+            disturbed += 1;
+        }
+    }
+    writeln!(
+        out,
+        "not known yet  {disturbed} answers of disturbed nodes, {undisturbed} of others, up to {} \
+         ms after the secret was given",
+        longest_us / 1_000
+    )
+}
+
 fn changes(out: &mut String, events: &[Event]) -> std::fmt::Result {
-    let faults: Vec<&Fault> = events
-        .iter()
-        .filter_map(|event| match event {
-            Event::Fault(fault) => Some(fault),
-            Event::Run(_)
-            | Event::Verify(_)
-            | Event::Change(_)
-            | Event::Count(_)
-            | Event::Odd(_) => None,
-        })
-        .collect();
+    let faults = all_faults(events);
     let mut kinds: BTreeMap<Kind, (usize, usize, Vec<u64>)> = BTreeMap::new();
     let (mut promised, mut disturbed, mut repeats) = (Vec::new(), Vec::new(), 0);
     for event in events {
         let Event::Change(change) = event else { continue };
         let (acknowledged, unknown, took) = kinds.entry(change.kind).or_default();
         repeats += usize::from(change.attempt > 0);
-        let Some(return_us) = change.return_us.filter(|_| change.outcome() == Outcome::Acknowledged)
+        let Some(return_us) =
+            change.return_us.filter(|_| change.outcome() == Outcome::Acknowledged)
         else {
             *unknown += 1;
             continue;

@@ -62,9 +62,10 @@ fn broken(changes: &[Change], verifies: &[Verify], others: &[Event]) -> Vec<Rule
 #[test]
 fn a_yes_after_an_acknowledged_revocation_is_found_on_any_node() {
     let revoked = change(Kind::Revoke, 10, 20);
-    assert_eq!(broken(std::slice::from_ref(&revoked), &[verify(Answer::Valid, 20, 25)], &[]), [
-        Rule::Stale
-    ]);
+    assert_eq!(
+        broken(std::slice::from_ref(&revoked), &[verify(Answer::Valid, 20, 25)], &[]),
+        [Rule::Stale]
+    );
     // Called before the acknowledgement: concurrent.
     assert_eq!(broken(&[revoked], &[verify(Answer::Valid, 19, 90)], &[]), []);
 }
@@ -116,7 +117,10 @@ fn a_rotation_ends_the_secrets_before_it_and_not_its_own() {
     assert_eq!(broken(std::slice::from_ref(&rotated), &[old], &[]), [Rule::Stale]);
     // The new one refused as rotated, with nobody having rotated it.
     let refused = Verify { answer: Answer::Rotated, ..new };
-    assert_eq!(broken(&[rotated.clone()], std::slice::from_ref(&refused), &[]), [Rule::Cause]);
+    assert_eq!(
+        broken(std::slice::from_ref(&rotated), std::slice::from_ref(&refused), &[]),
+        [Rule::Cause]
+    );
     // An earlier attempt without an answer may come after the one that succeeded.
     assert_eq!(broken(&[lost(Kind::Rotate, 5), rotated], &[refused], &[]), []);
 }
@@ -197,7 +201,10 @@ fn only_a_fault_of_the_node_that_was_asked_or_of_the_database_excuses_a_late_ans
         (fault(Some(0), 1, 19_999_999 - RECOVERY_US), vec![Rule::Late]),
         (fault(Some(1), 19_000_000, 30_000_000), vec![Rule::Late]),
     ] {
-        assert_eq!(broken(std::slice::from_ref(&slow), &[], std::slice::from_ref(&fault)), expected);
+        assert_eq!(
+            broken(std::slice::from_ref(&slow), &[], std::slice::from_ref(&fault)),
+            expected
+        );
     }
     let nothing = Event::Fault(Fault {
         fault: "a trap".to_owned(),
