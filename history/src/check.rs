@@ -13,7 +13,7 @@
 //!   was certainly committed, because that change or one with a larger `seq` had been answered.
 //!   Left out are attempts that overlap a restart of the database, or a fault of the very node that
 //!   was asked, from its begin to [`RECOVERY_US`] after its end; faults of other nodes excuse
-//!   nothing. An attempt that was given less time and was not answered says nothing.
+//!   nothing. An attempt that was given up earlier, or whose connection broke, says nothing.
 //! - **Counts.** A key's final count is at least the valid answers received, and at most these plus
 //!   the verifications of it that were not answered. One node's counts of a key grow.
 //! - **Cause.** A refusal has a change that may have caused it. Beyond L × 1.01 after a change that
@@ -369,7 +369,7 @@ fn late(
     if !change.kind.narrows() {
         return None;
     }
-    let end_us = change.return_us.unwrap_or(change.call_us + change.patience_us);
+    let end_us = change.return_us.unwrap_or(change.call_us + change.waited_us);
     let took_us = end_us - change.call_us;
     let waited_us = commits.at_us(change).map_or(0, |at| end_us.saturating_sub(at));
     let wrong = match change.outcome() {

@@ -149,8 +149,9 @@ pub(crate) struct Change {
     pub(crate) attempt: u32,
     /// Whether every attempt carries the same `Idempotency-Key`.
     pub(crate) idempotent: bool,
-    /// How long the client waits for the answer.
-    pub(crate) patience_us: u64,
+    /// How long the client waited, be it for the answer, until it gave up, or until the connection
+    /// broke.
+    pub(crate) waited_us: u64,
     pub(crate) call_us: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) return_us: Option<u64>,

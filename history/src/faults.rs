@@ -15,7 +15,7 @@ use crate::plan::{Fault, Step};
 use crate::proxy::{Mode, Place, Then, Trap};
 
 /// How long a trap is laid for a node to run into it.
-const TRAP_MAX: Duration = Duration::from_secs(3);
+const TRAP_MAX: Duration = Duration::from_secs(6);
 
 /// Carries out a plan; returns when every fault is undone.
 pub(crate) async fn carry_out(site: &Arc<Site>, plan: Vec<Step>, began: Instant) {

@@ -111,7 +111,7 @@ pub(crate) async fn verify(
     known: &Arc<Known>,
 ) -> Option<Answer> {
     let permit = Arc::clone(&node.pending).try_acquire_owned().ok()?;
-    let mut wire = match slot.take() {
+    let mut wire = match slot.take().filter(Wire::is_open) {
         Some(wire) => wire,
         None => timeout(CONNECT_MAX, Wire::connect(node.address)).await.ok()??,
     };
@@ -390,7 +390,7 @@ impl Mutator {
     ) -> Option<(Outcome, Option<Reply>)> {
         let site = Arc::clone(&self.site);
         let address = site.cluster.nodes.get(node)?.address;
-        let mut wire = match self.wires.get_mut(node)?.take() {
+        let mut wire = match self.wires.get_mut(node)?.take().filter(Wire::is_open) {
             Some(wire) => wire,
             None => timeout(CONNECT_MAX, Wire::connect(address)).await.ok()??,
         };
@@ -399,6 +399,7 @@ impl Mutator {
         let call_us = site.clock.now_us();
         let asked = wire.ask(method, &path, Some(&site.token), idempotency_key, body);
         let reply = timeout(patience, asked).await.ok().flatten();
+        let ended_us = site.clock.now_us();
         let change = Change {
             kind: wish.kind,
             node,
@@ -413,9 +414,9 @@ impl Mutator {
             secret: wish.key.map_or(0, |key| key.secret),
             attempt,
             idempotent: idempotency_key.is_some(),
-            patience_us: us(patience),
+            waited_us: ended_us - call_us,
             call_us,
-            return_us: reply.is_some().then(|| site.clock.now_us()),
+            return_us: reply.is_some().then_some(ended_us),
             status: reply.as_ref().map_or(0, |reply| reply.status),
             code: reply.as_ref().map_or("", Reply::code).to_owned(),
             seq: reply.as_ref().and_then(|reply| reply.body.get("seq")?.as_i64()),

@@ -32,7 +32,7 @@ const SLACK: Duration = Duration::from_millis(1_500);
 /// Verifying clients of each node.
 const VERIFIERS: usize = 2;
 /// Clients that change things.
-const MUTATORS: usize = 16;
+const MUTATORS: usize = 20;
 
 /// What shall be run.
 pub(crate) struct Order {

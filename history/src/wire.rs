@@ -47,6 +47,11 @@ impl Wire {
         Some(Self(sender))
     }
 
+    /// Whether the other end has not closed it, as far as is known.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.0.is_closed()
+    }
+
     /// Sends a request and reads its whole answer; `None` when none came, after which the
     /// connection is of no use.
     pub(crate) async fn ask(

@@ -23,7 +23,7 @@ fn change(kind: Kind, call_us: u64, return_us: u64) -> Change {
         secret: 0,
         attempt: 0,
         idempotent: false,
-        patience_us: BOUND_US + 1,
+        waited_us: BOUND_US + 1,
         call_us,
         return_us: Some(return_us),
         status: 200,
@@ -33,7 +33,7 @@ fn change(kind: Kind, call_us: u64, return_us: u64) -> Change {
 }
 
 fn lost(kind: Kind, call_us: u64) -> Change {
-    Change { return_us: None, status: 0, patience_us: 100, ..change(kind, call_us, 0) }
+    Change { return_us: None, status: 0, waited_us: 100, ..change(kind, call_us, 0) }
 }
 
 fn verify(answer: Answer, call_us: u64, return_us: u64) -> Verify {
@@ -167,7 +167,7 @@ fn a_narrowing_change_that_takes_longer_than_promised_is_found() {
     assert_eq!(broken(&[Change { kind: Kind::Enable, ..slow.clone() }], &[], &[]), []);
     let unanswered = Change { return_us: None, status: 0, ..slow.clone() };
     assert_eq!(broken(std::slice::from_ref(&unanswered), &[], &[]), [Rule::Late]);
-    let impatient = Change { patience_us: BOUND_US, ..unanswered };
+    let impatient = Change { waited_us: BOUND_US, ..unanswered };
     assert_eq!(broken(&[impatient], &[], &[]), []);
     let refused = Change { status: 503, ..change(Kind::Revoke, 10, 20) };
     assert_eq!(broken(&[refused], &[], &[]), [Rule::Late]);
