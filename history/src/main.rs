@@ -48,7 +48,7 @@ struct Arguments {
     /// The server to run
     #[arg(long, value_name = "BINARY", required_unless_present = "check")]
     keyward: Option<PathBuf>,
-    /// Where to write the history [default: nowhere if everything holds, else ./history-SEED.ndjson]
+    /// Where to write the history [default: ./history-SEED.ndjson, if something did not hold]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Check a history that was recorded before

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::chance::Chance;
 use crate::clock::{Clock, us};
-use crate::cluster::{Cluster, PATIENCE, PENDING_MAX, Result};
+use crate::cluster::{Cluster, HOST, PATIENCE, PENDING_MAX, Result};
 use crate::event::{Count, Event, History, Run};
 use crate::faults;
 use crate::load::{Mutator, Site, locked, verifier, verify};
@@ -181,10 +181,9 @@ async fn count(site: &Arc<Site>) -> Result<()> {
 /// A management token with every scope. It lives for a day.
 async fn token(cluster: &Cluster) -> Result<String> {
     let form = format!(
-        "grant_type=client_credentials&client_id={}&client_secret={}&audience=http%3A%2F%2F{}%2Fapi",
-        cluster.client_id,
-        cluster.client_secret,
-        crate::cluster::HOST
+        "grant_type=client_credentials&audience=http%3A%2F%2F{HOST}%2Fapi\
+         &client_id={}&client_secret={}",
+        cluster.client_id, cluster.client_secret,
     );
     let body = ("application/x-www-form-urlencoded", form);
     ask_first(cluster, "/oauth2/token", None, body, "/access_token").await
