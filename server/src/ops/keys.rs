@@ -145,7 +145,7 @@ pub async fn rotate(
                 let digest = pepper.digest(secret.expose().as_bytes());
                 let ends = (secret.first6(), secret.last4());
                 let seq = tx.seq();
-                keys::supersede_secrets(&mut tx.conn, env, id, ends, tx.now, seq).await?;
+                keys::supersede_secrets(&mut tx.conn, env, id, ends, seq).await?;
                 keys::insert_secret(&mut tx.conn, env, id, &digest, pepper.id(), tx.now).await?;
                 let mut fact = fact_of(&key);
                 fact.before = Some(json!({ "key_suffix": key.key_suffix }));

@@ -408,21 +408,23 @@ pub(crate) async fn digests_among(
 }
 
 /// Ends every present secret of a key and notes the ends of the new one.
+///
+/// The secrets end with the change and not at its time: another node's clock may be behind by what
+/// a question to the database takes, and would go on saying yes until it got there. So they are
+/// superseded since the epoch; the audit log has the time.
 pub(crate) async fn supersede_secrets(
     conn: &mut Conn,
     env: EnvId,
     id: KeyId,
     (prefix, suffix): (&str, &str),
-    now: i64,
     seq: i64,
 ) -> Result<()> {
     run!(
         conn,
-        "update key_secrets set superseded_at = $3
+        "update key_secrets set superseded_at = 0
          where env_id = $1 and key_id = $2 and superseded_at is null",
         env.bytes().as_slice(),
         id.bytes().as_slice(),
-        now,
     )?;
     run!(
         conn,
