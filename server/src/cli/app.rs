@@ -9,6 +9,7 @@ use super::input::{self, LIMIT, cut};
 use super::session::Session;
 use crate::clock::rfc3339;
 use crate::error::{Error, Result};
+use crate::lease::Settle;
 use crate::ops::{apis as api_changes, applications as changes};
 use crate::store::apis::{Api, Scope};
 use crate::store::applications::Application;
@@ -214,7 +215,8 @@ async fn update(
 ) -> Result<()> {
     let (store, env, context) = (&session.store, session.env(), &session.context);
     let done = changes::update(store, env, context, app, name, enabled).await?;
-    session.narrowed(done).await?;
+    let settle = if enabled == Some(true) { Settle::Widening } else { Settle::Narrowing };
+    session.settle(done.seq, settle).await?;
     let found = applications::find(&mut store.read().await?, env, app)
         .await?
         .ok_or_else(|| Error::not_found("application"))?;

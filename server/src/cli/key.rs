@@ -368,8 +368,9 @@ fn patch(flags: UpdateFlags) -> Result<KeyPatch> {
 
 async fn update(session: &Session, key: KeyId, patch: KeyPatch, verb: &str) -> Result<()> {
     let (store, env, context) = (&session.store, session.env(), &session.context);
+    let settle = patch.settle();
     let done = changes::update(store, env, context, key, patch).await?;
-    session.narrowed(done).await?;
+    session.settle(done.seq, settle).await?;
     session.out.done(&object(session, key).await?, &format!("The key {key} is {verb}."))
 }
 

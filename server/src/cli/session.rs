@@ -87,7 +87,8 @@ impl Session {
         result
     }
 
-    async fn settle(&self, seq: i64, settle: Settle) -> Result<()> {
+    /// Waits until a change is in force, or a moment for one that only gives.
+    pub(super) async fn settle(&self, seq: i64, settle: Settle) -> Result<()> {
         wait_until_in_force(&self.store, &self.folder, seq, settle).await
     }
 

@@ -122,7 +122,8 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
     body.finish()?;
     let app = &call.app;
     let done = ops::update(&app.store, call.env, &call.context, id, name, enabled).await?;
-    app.settle(done.seq, Settle::Narrowing).await?;
+    let settle = if enabled == Some(true) { Settle::Widening } else { Settle::Narrowing };
+    app.settle(done.seq, settle).await?;
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
 }
 

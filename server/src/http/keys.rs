@@ -194,9 +194,9 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
         expires_at: or_clear(no_end, body.take_time("expires_on")?),
     };
     body.finish()?;
-    let app = &call.app;
+    let (app, settle) = (&call.app, patch.settle());
     let done = ops::update(&app.store, call.env, &call.context, id, patch).await?;
-    app.settle(done.seq, Settle::Narrowing).await?;
+    app.settle(done.seq, settle).await?;
     Ok(Reply::ok(json!({
         "code": "API_KEY_UPDATED",
         "message": "API key updated",

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{Action, Actor, Context};
 use crate::clock::rfc3339;
 use crate::error::{Error, Result};
+use crate::lease::Settle;
 use crate::store::keys::Key;
 use crate::store::{Committed, Fact, Outcome, Store, Touched, Tx, environments, keys};
 
@@ -59,6 +60,16 @@ pub struct KeyPatch {
     pub not_before: Option<Option<i64>>,
     /// Not good from then on.
     pub expires_at: Option<Option<i64>>,
+}
+
+impl KeyPatch {
+    /// How long the change is waited for. Metadata can hold rights of the caller's own, and dates
+    /// can come nearer: all that is sure to take nothing away is enabling.
+    pub fn settle(&self) -> Settle {
+        let may_narrow =
+            self.metadata.is_some() || self.not_before.is_some() || self.expires_at.is_some();
+        if self.enabled == Some(true) && !may_narrow { Settle::Widening } else { Settle::Narrowing }
+    }
 }
 
 /// Changes a key. It never widens its scopes, and never revives a revoked key.
