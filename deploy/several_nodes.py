@@ -201,7 +201,8 @@ def start_nodes(cluster, keyward):
                 "metrics_listen": f"127.0.0.1:{cluster.port_of(f'{node}-metrics')}",
                 "public_url": cluster.url, "lease": cluster.state["lease"],
             }.items()
-        ))
+        # Every connection comes from the load balancer.
+        ) + "connections_per_address_max = 0\n")
     first = str(cluster.folder / f"{NODES[0]}.toml")
     founded = subprocess.run(
         [keyward, "init", "--config", first, "--json"], capture_output=True, text=True, check=False,

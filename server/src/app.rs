@@ -71,6 +71,7 @@ impl App {
                 Ok(())
             }
             (Err(error), Settle::Narrowing) => {
+                tracing::error!(cause = error.chain(), seq, "a change is not confirmed: {error}");
                 let public =
                     format!("change {seq} is stored but could not be confirmed; ask for its state");
                 Err(Error { code: UNCONFIRMED, public, ..error })

@@ -27,7 +27,7 @@ use crate::ops::keys;
 use crate::progress::Progress;
 use crate::public::PublicCallers;
 use crate::secrets::Keyring;
-use crate::store::{Location, Store, changes, engine, idempotency, nodes, schema};
+use crate::store::{Location, Store, Unfinished, changes, engine, idempotency, nodes, schema};
 use crate::telemetry::Metrics;
 
 /// Imported secrets that may wait for being stored anew.
@@ -283,7 +283,12 @@ async fn watch_standbys(app: Arc<App>) {
         return stop_of(&mut stop).await;
     }
     loop {
-        let asked = async { engine::engine(&mut app.store.read().await?).await };
+        let asked = async {
+            let mut conn = Unfinished::of(app.store.read().await?);
+            let engine = engine::engine(&mut conn).await?;
+            conn.finish();
+            Ok(engine)
+        };
         // OK to ignore a failure: a database that is away is the follower's to report.
         if let Ok(engine) = app.store.in_time(asked).await {
             let found = engine.has_asynchronous_standby();

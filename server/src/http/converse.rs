@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::auth::Connection;
 use super::call::Answer;
+use super::paced::Paced;
 use super::{error, routes, verify};
 use crate::App;
 
@@ -89,8 +90,10 @@ pub(crate) async fn converse<S>(
     let service = service_fn(move |request: Request<Incoming>| {
         let (app, connection) = (Arc::clone(&app), Arc::clone(&connection));
         async move {
-            let _open = connection.turn.open();
-            Ok::<_, std::convert::Infallible>(answer(&app, &connection, request).await)
+            let open = connection.turn.open();
+            let answer = answer(&app, &connection, request).await;
+            drop(open);
+            Ok::<_, std::convert::Infallible>(answer.map(|body| Paced::new(body, connection)))
         }
     });
     let over = async {
@@ -109,15 +112,18 @@ pub(crate) async fn converse<S>(
                 was_silent = over => {
                     serving.as_mut().graceful_shutdown();
                     loop {
+                        let seen = watched.turn.steps();
                         tokio::select! {
+                            biased;
                             ended = serving.as_mut() => break ended,
-                            () = tokio::time::sleep(QUIET) => {
-                                // Half a request's head, or a reader who takes no answer. One who
-                                // was not silent may send the rest of a body.
-                                if was_silent || watched.turn.is_idle() {
-                                    return;
-                                }
-                            }
+                            () = tokio::time::sleep(QUIET) => {}
+                        }
+                        // Half a request's head, or a reader who takes no answer. Who was not
+                        // silent may still send the rest of a body.
+                        let turn = &watched.turn;
+                        let over = if was_silent { turn.is_their_turn() } else { turn.is_idle() };
+                        if over && turn.steps() == seen {
+                            return;
                         }
                     }
                 }
@@ -153,7 +159,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Ends when the other end has owed something for `idle`, or at most a quarter longer: a request,
-/// the rest of one, or room for an answer. HTTP/2 pings are no request.
+/// the rest of one, or room for the next piece of an answer. HTTP/2 pings are no request.
 async fn silence(connection: &Connection, idle: Duration) {
     let mut seen = connection.turn.steps();
     let mut quiet_looks = 0;

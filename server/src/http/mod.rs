@@ -23,6 +23,7 @@ pub(crate) mod listen;
 pub(crate) mod once;
 pub(crate) mod operational;
 pub(crate) mod organizations;
+pub(crate) mod paced;
 pub(crate) mod page;
 pub(crate) mod places;
 pub(crate) mod reference;

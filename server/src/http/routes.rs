@@ -24,7 +24,7 @@ use super::{
 };
 use crate::App;
 use crate::directory::Tenant;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, UNCONFIRMED};
 use crate::ops::{Action, Actor, Context};
 use crate::scope::Scope::{self, *};
 use crate::store::audit::NewRecord;
@@ -479,8 +479,9 @@ pub(super) fn finish(result: Result<Reply>) -> Answer {
     match result {
         Ok(reply) => reply.into_answer(),
         Err(failure) => {
-            // One without a cause was logged where it happened.
-            let is_news = failure.kind == Kind::Internal || !failure.chain().is_empty();
+            // One without a cause was logged where it happened, and so was an unconfirmed change.
+            let is_news = failure.kind == Kind::Internal
+                || (failure.code != UNCONFIRMED && !failure.chain().is_empty());
             if is_news && matches!(failure.kind, Kind::Internal | Kind::Unavailable) {
                 tracing::error!(cause = failure.chain(), "a request failed: {failure}");
             }

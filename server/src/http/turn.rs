@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// decided about a request by it, so that no order between the numbers is needed.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
-    /// Heads and bodies that came whole, and answers given; wraps around.
+    /// Heads and bodies that came whole, answers given, and pieces of them taken; wraps around.
     steps: AtomicU32,
     /// Requests without their answer.
     open: AtomicU32,
@@ -24,6 +24,11 @@ impl Turn {
     /// A body is waited for until what is returned is dropped.
     pub(crate) fn wait_for_body(&self) -> impl Drop + use<'_> {
         Step::begin(self, &self.awaited)
+    }
+
+    /// A piece of an answer was taken.
+    pub(crate) fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Grows whenever something happens.

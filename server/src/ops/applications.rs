@@ -159,7 +159,10 @@ pub async fn rotate_secret(
                 let mut row = existing(tx, env, id).await?;
                 refuse_more_powerful(tx, env, &actor, id).await?;
                 let now = tx.now;
-                applications::expire_secrets(&mut tx.conn, id, now + overlap_us, now).await?;
+                // At once means with this change, and not at a time that every node would judge by
+                // a clock of its own.
+                let ends = if overlap_us == 0 { 0 } else { now + overlap_us };
+                applications::expire_secrets(&mut tx.conn, id, ends, now).await?;
                 let secret = new_client_secret(tx, id, &pepper).await?;
                 row.changed_seq = tx.seq();
                 applications::update(&mut tx.conn, &row).await?;

@@ -65,12 +65,36 @@ pub(crate) async fn bring_up(store: &Store) -> Result<()> {
             conn.raw("begin; select pg_advisory_xact_lock(7163002)").await?;
         }
     }
-    let done = apply(&mut conn, store).await;
+    let done = match refuse_encoding(&mut conn).await {
+        Ok(()) => apply(&mut conn, store).await,
+        Err(refused) => Err(refused),
+    };
     match &done {
         Ok(()) => conn.raw("commit").await?,
         Err(_) => conn.raw("rollback").await?,
     }
     done
+}
+
+/// Refuses a PostgreSQL database that cannot keep every name, or counts its bytes otherwise.
+///
+/// # Errors
+/// `Invalid` with the encoding.
+pub(crate) async fn refuse_encoding(conn: &mut Conn) -> Result<()> {
+    if matches!(conn, Conn::Sqlite(_)) {
+        return Ok(());
+    }
+    let found = row!(conn, (String,), "select current_setting('server_encoding')")?;
+    match found {
+        Some((encoding,)) if encoding != "UTF8" => {
+            let public = format!(
+                "this database has the encoding {encoding} and cannot keep every name; make one \
+                 with `create database … encoding 'UTF8' template template0`"
+            );
+            Err(Error::invalid("BAD_ENCODING", public))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn apply(conn: &mut Conn, store: &Store) -> Result<()> {

@@ -142,9 +142,11 @@ impl Ran {
                 error
             }
         });
-        // OK to ignore a caller that has gone away: the change stands all the same.
+        // Also a refusal counts only when the batch is committed: it can rest on what another
+        // change of the batch wrote. OK to ignore a caller that has gone away: what was done stands
+        // all the same.
         let tell: Tell = Box::new(move |committed| {
-            let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
+            let _ = answer.send(committed.and_then(|()| result));
         });
         Self { keep, tell }
     }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{self, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -17,7 +17,7 @@ use keyward::ops::environments::{self, NewEnvironment};
 use keyward_core::Prefix;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::world::{Engine, World, on_both_engines};
 
@@ -255,6 +255,27 @@ async fn a_connection_on_which_nothing_is_said_is_closed() {
         let answer = raw(&world, began.as_bytes(), "nothing of the kind").await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{began:?}: {answer}");
     }
+}
+
+/// Takes a few KiB at a time, far longer than a server waits for one who takes nothing.
+#[tokio::test]
+async fn a_slow_reader_who_goes_on_gets_the_whole_answer() {
+    let world = impatient().await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(16 * 1024).expect("a small buffer");
+    let mut stream = socket.connect(world.address()).await.expect("connects");
+    let pages = 6;
+    let asked = "GET /openapi.json HTTP/1.1\r\nhost: keys.test\r\n\r\n".repeat(pages);
+    stream.write_all(asked.as_bytes()).await.expect("sent");
+    let began = Instant::now();
+    let mut got = 0;
+    let mut buffer = vec![0; 64 * 1024];
+    while got < pages * keyward::http::OPENAPI.len() {
+        got += stream.read(&mut buffer).await.expect("the connection goes on");
+        assert!(got > 0 && began.elapsed() < Duration::from_secs(60), "{got} bytes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(began.elapsed() > 2 * world.config.limits.idle_timeout, "it was no slow reader");
 }
 
 #[tokio::test]

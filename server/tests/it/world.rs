@@ -370,6 +370,11 @@ pub(crate) async fn send_to(address: SocketAddr, request: Request<Full<Bytes>>) 
 
 /// A fresh database on the scratch server of the test command.
 pub(crate) async fn fresh_postgres() -> String {
+    fresh_postgres_with("").await
+}
+
+/// The same, made with `options` of `create database`.
+pub(crate) async fn fresh_postgres_with(options: &str) -> String {
     #[expect(clippy::disallowed_methods, reason = "the test command says where its server is")]
     let server = std::env::var("KEYWARD_TEST_POSTGRES").expect(
         "tests on PostgreSQL need KEYWARD_TEST_POSTGRES, a postgres:// URL of a scratch server; \
@@ -378,7 +383,7 @@ pub(crate) async fn fresh_postgres() -> String {
     use sqlx::Connection;
     let mut connection = sqlx::PgConnection::connect(&server).await.expect("a scratch server");
     let name = format!("t{}", Entropy::system().alphanumeric::<20>().to_lowercase());
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create database {name}")))
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create database {name} {options}")))
         .execute(&mut connection)
         .await
         .expect("a fresh database");

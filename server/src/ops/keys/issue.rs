@@ -8,7 +8,7 @@
 
 use keyward_core::{Digest, EnvId, Pepper, Secret};
 
-use super::prepare::{Lookups, NewKey, prepare};
+use super::prepare::{Lookups, NewKey, NewOwner, prepare};
 use super::{Issued, created_by, snapshot};
 use crate::error::Result;
 use crate::ops::Context;
@@ -21,6 +21,15 @@ pub(crate) struct Issue {
     pub(crate) context: Context,
     pub(crate) pepper: Pepper,
     pub(crate) new: NewKey,
+}
+
+impl Issue {
+    /// Whether it takes statements that no other key shares: to look for an earlier call under its
+    /// idempotency key, or for its organization and membership.
+    pub(crate) fn asks_alone(&self) -> bool {
+        let is_plain = matches!(self.new.owner, NewOwner::User(_, None) | NewOwner::Environment);
+        self.context.idempotency.is_some() || !is_plain
+    }
 }
 
 /// Keys of one environment that are being issued in one transaction.

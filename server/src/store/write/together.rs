@@ -16,6 +16,12 @@ use crate::error::{Error, Kind, Result};
 use crate::ops::Action;
 use crate::ops::keys::{Issue, Issued, Issuing};
 
+/// How many keys of a group may need statements of their own. Each takes a few, and the lock under
+/// which all changes are made must be free again within 100 ms.
+const ALONE_MAX: usize = 8;
+/// How many keys of a group are tried one by one when it fails, for the same reason.
+const RETRIED_MAX: usize = 16;
+
 /// A key to be issued, and who waits for it.
 pub(super) struct Asked {
     pub(super) issue: Issue,
@@ -30,10 +36,14 @@ pub(super) fn gather(
     inbox: &mut mpsc::Receiver<Message>,
 ) -> (Vec<Asked>, Option<Message>) {
     let env = first.issue.env;
+    let mut alone = usize::from(first.issue.asks_alone());
     let mut group = vec![first];
-    while group.len() < room {
+    while group.len() < room && alone < ALONE_MAX {
         match inbox.try_recv() {
-            Ok(Message::Issue(next)) if next.issue.env == env => group.push(*next),
+            Ok(Message::Issue(next)) if next.issue.env == env => {
+                alone += usize::from(next.issue.asks_alone());
+                group.push(*next);
+            }
             Ok(other) => return (group, Some(other)),
             Err(_) => break,
         }
@@ -50,7 +60,8 @@ pub(super) async fn run(tx: &mut Tx, group: Vec<Asked>, tells: &mut VecDeque<Tel
         Err(error) => {
             tracing::debug!(cause = error.chain(), "keys are issued one by one");
             let mut results = Vec::with_capacity(group.len());
-            for one in &all {
+            // Whoever is not reached is told that nothing was changed.
+            for one in all.iter().take(RETRIED_MAX) {
                 results.extend(match attempt(tx, &[*one]).await? {
                     Ok(result) => result,
                     Err(error) => vec![Err(error)],

@@ -432,3 +432,13 @@ fn a_standby_that_commits_do_not_wait_for_is_warned_of() {
     receiver.kill().expect("it is there");
     receiver.wait().expect("it is ours");
 }
+
+#[test]
+fn a_database_that_cannot_keep_every_name_is_refused() {
+    let options = "encoding 'LATIN1' template template0 lc_collate 'C' lc_ctype 'C'";
+    let site = Site::empty(Some(block_on(fresh_postgres_with(options))));
+    let output = site.run(&["init", "--json"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("encoding LATIN1") && output.stdout.is_empty(), "{said}");
+}

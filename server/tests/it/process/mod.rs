@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::world::{Engine, fresh_postgres};
+use crate::world::{Engine, fresh_postgres, fresh_postgres_with};
 use room::Room;
 use wire::{Reply, Wire};
 
