@@ -99,6 +99,13 @@ impl App {
         lease::wait_for_others(&self.store, Some(self.store.node()), seq, settle).await
     }
 
+    /// Waits for `time`, or until the server is told to end; false then.
+    pub(crate) async fn goes_on_for(&self, time: Duration) -> bool {
+        let mut stop = self.stopping.subscribe();
+        // The sender lives as long as this.
+        tokio::time::timeout(time, stop.wait_for(|stopping| *stopping)).await.is_err()
+    }
+
     /// How many keys the table holds.
     pub fn key_count(&self) -> usize {
         self.shared.table.read().unwrap_or_else(PoisonError::into_inner).key_count()
