@@ -29,7 +29,9 @@ pub(crate) mod engine;
 pub(crate) mod environments;
 pub(crate) mod idempotency;
 pub(crate) mod keys;
+pub(crate) mod life;
 pub(crate) mod nodes;
+mod notices;
 pub(crate) mod owners;
 pub(crate) mod pages;
 pub(crate) mod schema;
@@ -37,7 +39,7 @@ pub(crate) mod sealed;
 pub(crate) mod transfer;
 mod write;
 
-pub use write::{Committed, Fact, Outcome, Touched, Tx};
+pub use write::{Committed, Fact, Outcome, Stamp, Touched, Tx};
 
 /// How many connections read at once; writes have one of their own.
 const READERS_MAX: u32 = 4;
@@ -107,6 +109,18 @@ impl Conn {
             Conn::Postgres(c) => sqlx::raw_sql(sql).execute(&mut **c).await.map(|_| ()),
         }
         .map_err(failed)
+    }
+
+    /// Commits a transaction that others rely on. Success means that it is where it has to be: on
+    /// disk, and with the standbys that the server waits for.
+    ///
+    /// # Errors
+    /// After any of them the outcome is unknown.
+    pub(crate) async fn commit(&mut self) -> Result<()> {
+        match self {
+            Conn::Sqlite(_) => self.raw("commit").await,
+            Conn::Postgres(_) => notices::without_warning(self.raw("commit")).await,
+        }
     }
 
     /// Begins a transaction that sees one snapshot of the store and writes nothing.

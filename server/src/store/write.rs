@@ -19,6 +19,7 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use keyward_core::protocol::Incarnation;
 use keyward_core::{ApiId, EnvId, KeyId, OrgCode, UserId};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -96,6 +97,37 @@ pub struct Committed<T> {
     pub value: T,
     /// The change's place in the change log.
     pub seq: i64,
+    /// The life of the database that the change log is of.
+    pub incarnation: Incarnation,
+}
+
+/// What is waited for before a change is acknowledged: its number, and the life of the database in
+/// which that number means this change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// The change's place in the change log.
+    pub seq: i64,
+    /// The life of the database.
+    pub incarnation: Incarnation,
+}
+
+impl<T> Committed<T> {
+    /// What is to be waited for.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { seq: self.seq, incarnation: self.incarnation }
+    }
+
+    /// The same change with another result.
+    pub fn map<U>(self, result: impl FnOnce(T) -> U) -> Committed<U> {
+        let Self { value, seq, incarnation } = self;
+        Committed { value: result(value), seq, incarnation }
+    }
+
+    /// The later of two changes: whoever waited for it need not wait for the other.
+    #[must_use]
+    pub fn or_later(self, other: Self) -> Self {
+        if other.seq > self.seq { other } else { self }
+    }
 }
 
 /// A write transaction, as one change sees it.
@@ -105,6 +137,8 @@ pub struct Tx {
     pub(crate) now: i64,
     /// Where ids and secrets come from.
     pub(crate) entropy: Entropy,
+    /// The life of the database, read under the lock.
+    incarnation: Incarnation,
     head: i64,
     audit_head: i64,
     changes: Vec<changes::NewChange>,
@@ -115,6 +149,11 @@ impl Tx {
     /// The sequence number that this change has if it changes anything.
     pub(crate) fn seq(&self) -> i64 {
         self.head + 1
+    }
+
+    /// A result of change `seq`, which is one of this database.
+    fn committed<T>(&self, value: T, seq: i64) -> Committed<T> {
+        Committed { value, seq, incarnation: self.incarnation }
     }
 }
 
@@ -247,10 +286,10 @@ impl Store {
                         idempotency::reserve(&mut tx.conn, env, key, target, tx.now).await?;
                     }
                     Ok(match outcome {
-                        Outcome::Reached(value, seq) => Committed { value, seq },
+                        Outcome::Reached(value, seq) => tx.committed(value, seq),
                         Outcome::Changed(value, fact) => {
                             let seq = tx.conclude(env, &context, action, fact);
-                            Committed { value, seq }
+                            tx.committed(value, seq)
                         }
                     })
                 })
@@ -351,7 +390,8 @@ impl Writer {
                 conn.raw(
                     "begin isolation level read committed; \
                      set local idle_in_transaction_session_timeout = '1s'; \
-                     set local synchronous_commit = on; select pg_advisory_xact_lock(7163001)",
+                     set local synchronous_commit = on; set local statement_timeout = 0; \
+                     select pg_advisory_xact_lock(7163001)",
                 )
                 .await?;
             }
@@ -361,6 +401,7 @@ impl Writer {
             conn: conn.keep(),
             now: self.clock.now_us(),
             entropy: self.entropy.clone(),
+            incarnation: heads.incarnation,
             head: heads.seq,
             audit_head: heads.audit_no,
             changes: Vec::new(),
@@ -412,7 +453,7 @@ impl Writer {
             Ok(()) => {
                 let mut result = self.pools.in_time(write_logs(&mut tx, self.node)).await;
                 if result.is_ok() {
-                    result = self.pools.in_time(tx.conn.raw("commit")).await;
+                    result = self.pools.in_time(tx.conn.commit()).await;
                     in_doubt = result.is_err();
                 }
                 result
