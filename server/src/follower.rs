@@ -153,6 +153,12 @@ impl Follower {
         self.shared.lease.publish(self.node.deadline());
         let applied = if self.node.must_load() { -1 } else { self.node.applied_seq() };
         let now = Followed { applied, standing: self.node.standing() };
+        if applied < 0 && self.shared.followed.borrow().applied >= 0 {
+            tracing::warn!(
+                "the store does not continue what was applied, or this server was waited out; \
+                 loading anew"
+            );
+        }
         self.shared.followed.send_if_modified(|before| std::mem::replace(before, now) != now);
     }
 
@@ -282,9 +288,6 @@ impl Follower {
         // What it writes late changes nothing: the row is made anew after the load.
         drop(self.telling.take());
         drop(self.idle.take());
-        if self.node.standing().is_some() {
-            tracing::warn!("the change log does not continue what was applied; loading anew");
-        }
         self.node.end();
         self.publish();
     }

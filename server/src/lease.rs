@@ -5,9 +5,9 @@
 //! makes it shorter and not longer. A narrowing change is acknowledged only when every node that
 //! could still say yes has applied it or has lost its lease (consistency.md §3).
 //!
-//! All that is decided in `keyward_core::protocol`. Here is what its deadline looks like to those who
-//! verify, and the asking on behalf of those who wait: servers for each other, and the command line,
-//! which takes no lease itself, for all of them.
+//! All that is decided in `keyward_core::protocol`. Here is what its deadline looks like to those
+//! who verify, and the asking on behalf of those who wait: servers for each other, and the command
+//! line, which takes no lease itself, for all of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn a_reader_never_sees_a_deadline_that_nobody_published() {
         let lease = Lease::new(Duration::from_secs(15));
-        // The wall value swings; by the boot-time value a reader knows which deadline it belongs to.
+        // The wall value swings; by the boot-time value a reader knows whose it is.
         let wall_of = |boot: i64| boot % 7 * 1_000;
         lease.publish(until(0, wall_of(0)));
         std::thread::scope(|scope| {

@@ -114,8 +114,8 @@ pub(super) async fn wait_until_in_force(
     let Stamp { seq, incarnation } = stamp;
     let waited = async {
         let at_us = store.clock.boot_us();
-        // This process has no node that could remember a failover; what the store remembers is asked
-        // for after the commit.
+        // This process has no node that could remember a failover; what the store remembers is
+        // asked for after the commit.
         let past = store.in_time(life::note(store, incarnation, 0)).await?;
         let quarantine_until_us = match past.quarantine_left_us {
             0 => i64::MIN,
@@ -125,8 +125,10 @@ pub(super) async fn wait_until_in_force(
         let standing = Standing { incarnation, quarantine_until_us, longest_us };
         let mut waiter = Waiter::begin(settle, Commit { seq, incarnation, at_us }, &standing);
         let others = Others::default();
+        let wait =
+            async |waiter| lease::wait(store, Some(&others), || None, incarnation, waiter).await;
         if !store.is_sqlite() {
-            return lease::wait(store, Some(&others), || None, incarnation, &mut waiter).await;
+            return wait(&mut waiter).await;
         }
         // Most of the time nobody is behind, and the lock, which a server could be about to take,
         // is left alone.
@@ -135,7 +137,7 @@ pub(super) async fn wait_until_in_force(
             return Ok(());
         }
         tokio::select! {
-            applied = lease::wait(store, Some(&others), || None, incarnation, &mut waiter) => applied,
+            applied = wait(&mut waiter) => applied,
             freed = forget_dead_servers(store, folder) => freed,
         }
     };

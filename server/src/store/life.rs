@@ -1,10 +1,10 @@
 //! Which life of the database answers, and what is left of the one before.
 //!
 //! A number of the change log means a change only in one life. A life is named by a digest of three
-//! things: PostgreSQL's system identifier, which another cluster does not share; its timeline, which
-//! a promoted standby does not share; and a random id in the store, which a restore changes. On
-//! SQLite the random id is all there is. The timeline is asked for by the name of the present log
-//! file, because the control file tells of a promotion only after the next checkpoint.
+//! things: PostgreSQL's system identifier, which another cluster does not share; its timeline,
+//! which a promoted standby does not share; and a random id in the store, which a restore changes.
+//! On SQLite the random id is all there is. The timeline is asked for by the name of the present
+//! log file, because the control file tells of a promotion only after the next checkpoint.
 //!
 //! A failover can lose rows of the lease table, so that for the length of the longest lease nobody
 //! knows who may verify. A process that was there remembers how long that goes on; for one that
@@ -15,12 +15,12 @@
 use keyward_core::protocol::Incarnation;
 use keyward_core::sha256;
 
-use super::schema::hex;
+use super::schema::{self, hex};
 use super::{Conn, Store, row, run};
 use crate::error::{Error, Result};
 
 /// The name under which the store keeps the life that was last seen, and since when.
-pub(super) const SEEN: &str = "life_seen";
+const SEEN: &str = "life_seen";
 /// The name under which the store keeps the longest lease, in µs, that a process ever had on it.
 const LONGEST: &str = "lease_us_longest";
 
@@ -32,7 +32,11 @@ macro_rules! with_life {
             $crate::store::Conn::Sqlite(_) => $fetch!(
                 $conn,
                 $row,
-                concat!($before, "(select value from meta where name = 'incarnation'), '', ''", $after)
+                concat!(
+                    $before,
+                    "(select value from meta where name = 'incarnation'), '', ''",
+                    $after
+                )
                 $(, $arg)*
             ),
             $crate::store::Conn::Postgres(_) => $fetch!(
@@ -90,7 +94,7 @@ pub(crate) async fn note(store: &Store, seen: Incarnation, lease_us: i64) -> Res
     let mut conn = super::Unfinished::of(store.side().await?);
     let name = hex(&seen.0);
     let record = read(&mut conn).await?;
-    if !record.life.as_ref().is_some_and(|(life, _)| *life == name) {
+    if record.life.as_ref().is_none_or(|(life, _)| *life != name) {
         // A store that nobody ever verified from has no lease to wait for.
         let since_us = if record.life.is_some() { record.now_us } else { 0 };
         run!(
@@ -120,6 +124,13 @@ pub(crate) async fn note(store: &Store, seen: Incarnation, lease_us: i64) -> Res
     let since_us = record.life.map_or(0, |(_, since_us)| since_us);
     let quarantine_left_us = since_us.saturating_add(all_us).saturating_sub(record.now_us);
     Ok(Past { quarantine_left_us: quarantine_left_us.clamp(0, all_us), longest_us })
+}
+
+/// Forgets what is on record, in a copy from which nobody ever verified, or after every lease was
+/// waited for.
+pub(super) async fn forget(conn: &mut Conn) -> Result<()> {
+    schema::unset_meta(conn, SEEN).await?;
+    schema::unset_meta(conn, LONGEST).await
 }
 
 /// What the store has on record.

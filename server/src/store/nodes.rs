@@ -151,3 +151,6 @@ pub(crate) async fn remove_all(conn: &mut Conn) -> Result<()> {
     run!(conn, "delete from node_lease")?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,3 +104,24 @@ impl Visit for Text {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::transfer::tests::{Engine, World, engines};
+
+    #[tokio::test]
+    async fn what_the_server_warned_of_is_no_success() {
+        if !engines().contains(&Engine::Postgres) {
+            return;
+        }
+        let world = World::found(Engine::Postgres, 40).await;
+        let mut conn = world.store.side().await.expect("a connection");
+        let quiet = "do $$ begin raise notice 'all is well'; end $$";
+        without_warning(conn.raw(quiet)).await.expect("a notice is no warning");
+        let warning = "do $$ begin raise warning 'perhaps not replicated'; end $$";
+        let error = without_warning(conn.raw(warning)).await.expect_err("a warning");
+        assert!(error.chain().contains("perhaps not replicated"), "{}", error.chain());
+        without_warning(conn.raw("select 1")).await.expect("a warning is told once");
+    }
+}

@@ -139,6 +139,8 @@ pub struct Tx {
     pub(crate) entropy: Entropy,
     /// The life of the database, read under the lock.
     incarnation: Incarnation,
+    /// Whether a caller will be told of a change that an earlier transaction made.
+    tells_of_earlier: bool,
     head: i64,
     audit_head: i64,
     changes: Vec<changes::NewChange>,
@@ -286,7 +288,10 @@ impl Store {
                         idempotency::reserve(&mut tx.conn, env, key, target, tx.now).await?;
                     }
                     Ok(match outcome {
-                        Outcome::Reached(value, seq) => tx.committed(value, seq),
+                        Outcome::Reached(value, seq) => {
+                            tx.tells_of_earlier = true;
+                            tx.committed(value, seq)
+                        }
                         Outcome::Changed(value, fact) => {
                             let seq = tx.conclude(env, &context, action, fact);
                             tx.committed(value, seq)
@@ -402,6 +407,7 @@ impl Writer {
             now: self.clock.now_us(),
             entropy: self.entropy.clone(),
             incarnation: heads.incarnation,
+            tells_of_earlier: false,
             head: heads.seq,
             audit_head: heads.audit_no,
             changes: Vec::new(),
@@ -539,7 +545,13 @@ async fn unwinding<T>(mut step: Step<'_, T>) -> Result<T> {
 async fn write_logs(tx: &mut Tx, node: [u8; 16]) -> Result<()> {
     let audit_head = tx.audit_head;
     audit::insert(&mut tx.conn, audit_head, std::mem::take(&mut tx.audits)).await?;
-    changes::insert(&mut tx.conn, node, std::mem::take(&mut tx.changes)).await
+    let changes = std::mem::take(&mut tx.changes);
+    if changes.is_empty() && tx.tells_of_earlier && matches!(tx.conn, Conn::Postgres(_)) {
+        // What was reached may be a change whose commit was never confirmed. A commit that wrote
+        // nothing would wait for no standby; one that wrote anything waits for all before it too.
+        return changes::touch_head(&mut tx.conn).await;
+    }
+    changes::insert(&mut tx.conn, node, changes).await
 }
 
 /// Closes a connection instead of giving it back to the pool.

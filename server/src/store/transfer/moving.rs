@@ -179,7 +179,7 @@ async fn carry(
         begin_exclusive(&mut into).await?;
         let report = copy_and_compare(&mut from, &mut into, to, progress).await?;
         schema::unset_meta(&mut into, MOVED_TO).await?;
-        schema::unset_meta(&mut into, life::SEEN).await?;
+        life::forget(&mut into).await?;
         record.write(&mut into, target).await?;
         schema::set_meta(&mut from, MOVED_TO, &report.to).await?;
         Ok(report)

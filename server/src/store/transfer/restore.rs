@@ -496,7 +496,7 @@ async fn begin_life(
         None => schema::unset_meta(conn, RESTORE_PENDING).await?,
     }
     // Every lease was waited for, and none of an earlier life can be lost.
-    schema::unset_meta(conn, life::SEEN).await?;
+    life::forget(conn).await?;
     schema::set_meta(conn, "incarnation", &schema::hex(&store.entropy.bytes::<16>())).await?;
     run!(conn, "delete from change_log")?;
     run!(conn, "update change_head set seq = $1 where one = 1", head)?;
