@@ -19,7 +19,7 @@ use keyward_core::protocol::{
 };
 use keyward_core::{ApiRow, EnvId, KeyRow, MembershipRow, OrgRow, Table, UserRow};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -28,7 +28,9 @@ use crate::lease::Lease;
 use crate::load::{self, api_row, environment_rows};
 use crate::progress::Progress;
 use crate::secrets::Keyring;
-use crate::store::{Conn, Store, Touched, Unfinished, apis, changes, keys, life, nodes, owners};
+use crate::store::{
+    Conn, Store, Touched, Unfinished, apis, changes, hints, keys, life, nodes, owners,
+};
 
 /// How often the store is asked for changes of other processes. The command line's changes must be
 /// followed within 100 ms; asking an idle store costs about 50 µs.
@@ -187,6 +189,10 @@ impl Follower {
         // What the lease was when something failed for the first time.
         let mut failing = None;
         let silent = Progress::silent();
+        let (heard, mut hints) = watch::channel(-1);
+        // Ends with this function.
+        let mut listening = JoinSet::new();
+        listening.spawn(hints::listen(self.store.clone(), heard));
         loop {
             let stepped = self.step(&silent).await;
             failing = failing.filter(|before| *before == self.node.deadline());
@@ -211,6 +217,12 @@ impl Follower {
                 _ = committed.changed() => {}
                 () = tokio::time::sleep(pause) => {}
                 told = ended(&mut self.telling) => self.hear_in_background(told),
+                // A hint at what this process has done itself is no news.
+                Ok(()) = hints.changed() => {
+                    if *hints.borrow_and_update() <= self.node.applied_seq() {
+                        continue;
+                    }
+                }
                 _ = stop.changed() => return,
             }
             self.node.wake();

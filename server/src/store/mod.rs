@@ -27,6 +27,7 @@ pub(crate) mod changes;
 pub(crate) mod counts;
 pub(crate) mod engine;
 pub(crate) mod environments;
+pub(crate) mod hints;
 pub(crate) mod idempotency;
 pub(crate) mod keys;
 pub(crate) mod life;
@@ -45,6 +46,8 @@ pub use write::{Committed, Fact, Outcome, Stamp, Touched, Tx};
 const READERS_MAX: u32 = 4;
 /// How long a server may take to answer before its connection is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// How long a connection to a server may take to be there.
+const ACQUIRE_MAX: Duration = Duration::from_secs(5);
 /// How long a process waits for another's write to end on SQLite.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -120,6 +123,17 @@ impl Conn {
         match self {
             Conn::Sqlite(_) => self.raw("commit").await,
             Conn::Postgres(_) => notices::without_warning(self.raw("commit")).await,
+        }
+    }
+
+    /// Commits like [`Conn::commit`], and hints to whoever listens that change `seq` is there.
+    pub(crate) async fn commit_change(&mut self, seq: i64) -> Result<()> {
+        match self {
+            Conn::Sqlite(_) => self.raw("commit").await,
+            Conn::Postgres(_) => {
+                let text = sqlx::AssertSqlSafe(format!("notify keyward, '{seq}'; commit"));
+                notices::without_warning(self.raw_text(text)).await
+            }
         }
     }
 
@@ -399,14 +413,13 @@ async fn open_postgres(url: &ServerUrl) -> Result<Pools> {
         })?
         .application_name("keyward")
         .disable_statement_logging();
-    let acquire = Duration::from_secs(5);
     let write = PgPoolOptions::new()
         .max_connections(5)
-        .acquire_timeout(acquire)
+        .acquire_timeout(ACQUIRE_MAX)
         .connect_lazy_with(options.clone());
     let read = PgPoolOptions::new()
         .max_connections(READERS_MAX)
-        .acquire_timeout(acquire)
+        .acquire_timeout(ACQUIRE_MAX)
         .connect_lazy_with(options);
     drop(write.acquire().await.map_err(|cause| cannot_connect(url, cause))?);
     Ok(Pools::Postgres { read, write })

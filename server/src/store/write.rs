@@ -459,7 +459,8 @@ impl Writer {
             Ok(()) => {
                 let mut result = self.pools.in_time(write_logs(&mut tx, self.node)).await;
                 if result.is_ok() {
-                    result = self.pools.in_time(tx.conn.commit()).await;
+                    let commit = tx.conn.commit_change(tx.head);
+                    result = self.pools.in_time(commit).await;
                     in_doubt = result.is_err();
                 }
                 result
