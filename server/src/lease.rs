@@ -54,21 +54,16 @@ impl Lease {
     }
 
     /// Lets readers see a new deadline; one task does so at a time.
-    ///
-    /// They read the two values one after the other, and must never see a pair that lasts longer
-    /// than both deadlines. A wall clock that was set back makes the later deadline the one with
-    /// the smaller wall value, so that goes down first and up last; by the boot-time clock a
-    /// deadline is later than all before it, or [`Deadline::OVER`]:
-    ///
-    /// ```text
-    /// boot  old  old       new       new
-    /// wall  old  min(o,n)  min(o,n)  new
-    /// ```
     pub(crate) fn publish(&self, deadline: Deadline) {
-        let wall_us = self.deadline_wall.load(Ordering::Acquire).min(deadline.wall_us);
-        self.deadline_wall.store(wall_us, Ordering::Release);
-        self.deadline_boot.store(deadline.boot_us, Ordering::Release);
-        self.deadline_wall.store(deadline.wall_us, Ordering::Release);
+        let before = Deadline {
+            boot_us: self.deadline_boot.load(Ordering::Acquire),
+            wall_us: self.deadline_wall.load(Ordering::Acquire),
+        };
+        // In each state one of the two is what it was.
+        for state in states(before, deadline) {
+            self.deadline_boot.store(state.boot_us, Ordering::Release);
+            self.deadline_wall.store(state.wall_us, Ordering::Release);
+        }
     }
 
     /// Ends the lease at the end of the process.
@@ -100,6 +95,17 @@ impl Lease {
     pub(crate) fn heard_of_us(&self) -> i64 {
         self.heard_of_us.load(Ordering::Relaxed)
     }
+}
+
+/// What readers may find one after the other while `next` takes the place of `before`.
+///
+/// They read the boot-time value first and the other afterwards, and must never see a pair that
+/// lasts longer than a deadline which was published meanwhile. By the boot-time clock a deadline is
+/// later than all before it, or [`Deadline::OVER`]; but by a wall clock that was set back, the
+/// later one can be the earlier. So the wall value goes down first and up last.
+fn states(before: Deadline, next: Deadline) -> [Deadline; 3] {
+    let wall_us = before.wall_us.min(next.wall_us);
+    [Deadline { wall_us, ..before }, Deadline { wall_us, ..next }, next]
 }
 
 /// How far the nodes are, asked for many waiters at once: those of one commit all want to know it
@@ -221,30 +227,38 @@ mod tests {
         assert!(!lease.is_held(&clock));
     }
 
-    /// A wall clock that is set back and forth between renewals, and a thread that reads all the
-    /// while: it never finds a pair that lasts longer than the deadline before and the one after.
+    /// Whenever a reader reads the one value, and whenever the other.
     #[test]
-    fn a_reader_never_sees_a_deadline_that_nobody_published() {
-        let lease = Lease::new(Duration::from_secs(15));
-        // The wall value swings; by the boot-time value a reader knows whose it is.
-        let wall_of = |boot: i64| boot % 7 * 1_000;
-        lease.publish(until(0, wall_of(0)));
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(|| {
-                let mut last = 0;
-                while last < 50_000 {
-                    let boot = lease.deadline_boot.load(Ordering::Acquire);
-                    let wall = lease.deadline_wall.load(Ordering::Acquire);
-                    let later = lease.deadline_boot.load(Ordering::Acquire);
-                    let most = (boot..=later).map(wall_of).max().unwrap_or(0);
-                    assert!(wall <= most, "{boot}..{later}: {wall} is longer than {most}");
-                    last = later;
-                }
-            });
-            for boot in 1..=50_000 {
-                lease.publish(until(boot, wall_of(boot)));
+    fn a_reader_never_sees_a_deadline_longer_than_those_that_were_published() {
+        let published = [
+            until(10, 1_010),
+            until(20, 1_020),
+            // The wall clock was set back, and forward again.
+            until(30, 530),
+            until(40, 1_540),
+            Deadline::OVER,
+            until(50, 550),
+            until(60, 1_060),
+        ];
+        let mut seen = vec![(0, published[0])];
+        for (place, pair) in published.windows(2).enumerate() {
+            seen.extend(states(pair[0], pair[1]).map(|state| (place + 1, state)));
+        }
+        for (from, (first, boot)) in seen.iter().enumerate() {
+            for (last, wall) in &seen[from..] {
+                let read = until(boot.boot_us, wall.wall_us);
+                let oldest = first.saturating_sub(1);
+                let is_one = published[oldest..=*last].iter().any(|deadline| {
+                    read.boot_us <= deadline.boot_us && read.wall_us <= deadline.wall_us
+                });
+                assert!(is_one, "{read:?}");
             }
-            reader.join().expect("the reader saw nothing wrong");
-        });
+        }
+        let lease = Lease::new(Duration::from_secs(15));
+        for deadline in published {
+            lease.publish(deadline);
+            let boot_us = lease.deadline_boot.load(Ordering::Acquire);
+            assert_eq!(until(boot_us, lease.deadline_wall.load(Ordering::Acquire)), deadline);
+        }
     }
 }
