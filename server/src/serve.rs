@@ -113,11 +113,7 @@ impl Server {
         if let Some(listener) = metrics_listener {
             tasks.spawn(listen::serve_metrics(Arc::clone(&app), listener));
         }
-        let loaded = async {
-            follower.load(&Progress::on_terminal()).await?;
-            follower.poll().await
-        };
-        if let Err(error) = loaded.await {
+        if let Err(error) = follower.start(&Progress::on_terminal()).await {
             app.stopping.send_replace(true);
             return Err(error);
         }

@@ -130,5 +130,5 @@ pub(crate) async fn adopt_public_url(config: &Config, store: &Store) -> Result<(
     let patch = EnvironmentPatch { public_url: Some(public_url), ..EnvironmentPatch::default() };
     let done = changes::update(store, environment.env, &context, patch).await?;
     let folder = Folder::existing(&config.folder);
-    session::wait_until_in_force(store, &folder, done.seq, Settle::Narrowing).await
+    session::wait_until_in_force(store, &folder, done.stamp(), Settle::Narrowing).await
 }

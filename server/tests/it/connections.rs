@@ -119,7 +119,7 @@ on_both_engines! {
         };
         let (secrets, context) = (app.keyring.secrets(), Context::system("test"));
         let made = environments::create(&app.store, &context, &secrets, new).await.expect("made");
-        app.settle(made.seq, Settle::Narrowing).await.expect("in force");
+        app.settle(made.stamp(), Settle::Narrowing).await.expect("in force");
         let mut line = Line::to(&world).await;
         for _ in 0..2 {
             assert_eq!(line.verify("keys.test", &world.token, "x").await.0, 200);
