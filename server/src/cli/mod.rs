@@ -138,7 +138,10 @@ pub fn keep_to_itself() {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misunderstood(&error),
+    };
     let out = Out::new(cli.global.json);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -158,6 +161,40 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says why a command was not understood, or shows the help that was asked for. The parser repeats
+/// what it did not expect, which may be a key: such a word is not repeated.
+fn misunderstood(error: &clap::Error) -> ExitCode {
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if error.use_stderr() && repeats_a_secret(&error.to_string(), &words) {
+        let kind = error.kind().as_str().unwrap_or("the command cannot be understood");
+        Out::new(false).note(&format!(
+            "{kind}; it is not repeated because it may be a secret. What others on this machine \
+             can read is no place for one: put the key on standard input"
+        ));
+    } else {
+        // OK to ignore: nobody is there to read it.
+        let _ = error.print();
+    }
+    // OK to cast: clap's exit codes are 0 and 2.
+    ExitCode::from(error.exit_code() as u8)
+}
+
+/// Whether `told` holds one of `words` that may be a secret: what looks like a key of ours, and
+/// where a key is verified, which may be of any form, every word that is no flag.
+fn repeats_a_secret(told: &str, words: &[String]) -> bool {
+    let verifies = words.iter().any(|word| word == "verify");
+    words.iter().any(|word| {
+        let value = word
+            .strip_prefix('-')
+            .map_or(Some(word.as_str()), |flag| flag.split_once('=').map(|(_, value)| value));
+        let may_be_any = |value: &str| verifies && told.contains(&format!("'{value}'"));
+        let is_ours = |text: &str| keyward_core::shape(text) != keyward_core::Shape::Foreign;
+        let mut parts = word.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        value.is_some_and(may_be_any) || parts.any(|part| is_ours(part) && told.contains(part))
+    })
 }
 
 async fn run(cli: Cli, out: &Out) -> Result<ExitCode> {
@@ -277,6 +314,35 @@ mod tests {
             command.get_subcommands().for_each(|command| walk(command, &path));
         }
         walk(&Cli::command(), "");
+    }
+
+    #[test]
+    fn a_word_that_may_be_a_key_is_not_repeated_and_a_mistyped_flag_is() {
+        let told = |line: &str| {
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            let all = std::iter::once("keyward".to_owned()).chain(words.clone());
+            let error = Cli::try_parse_from(all).err().expect("is misunderstood");
+            !repeats_a_secret(&error.to_string(), &words)
+        };
+        let prefix = keyward_core::Prefix::parse("k_live").expect("a prefix");
+        let key = keyward_core::Secret::mint(&prefix, &[7; 32]);
+        let key = key.expose();
+        for line in [
+            "verify legacy-canary".to_owned(),
+            "verify --ip legacy-canary".to_owned(),
+            "verify --ip=legacy-canary".to_owned(),
+            format!("verify {key}"),
+            format!("verify secret-token:{key}"),
+            key.to_owned(),
+            format!("key {key}"),
+            format!("user list {key}"),
+            format!("verify --{key}"),
+        ] {
+            assert!(!told(&line), "{line}");
+        }
+        for line in ["verify --scop read:x", "key lst", "serve extra", "verify --data x --nope"] {
+            assert!(told(line), "{line}");
+        }
     }
 
     #[test]
