@@ -108,6 +108,7 @@ impl Inbox {
         {
             taken.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(most));
         }
+        taken.sort_by_key(NewRecord::at);
         taken
     }
 }

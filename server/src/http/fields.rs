@@ -53,10 +53,11 @@ impl Fields {
     /// The parameters of a query. Published clients send the word `null` for what is absent.
     pub(crate) fn of_query(query: &str) -> Result<Self> {
         let mut values = Map::new();
+        // What separates parameters is ASCII, so the whole is UTF-8 if every part is.
+        if percent_encoding::percent_decode_str(query).decode_utf8().is_err() {
+            return Err(Error::invalid("BAD_QUERY", "the query is not UTF-8"));
+        }
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            if value.contains('\u{fffd}') || name.contains('\u{fffd}') {
-                return Err(Error::invalid("BAD_QUERY", "the query is not UTF-8"));
-            }
             let value = if value.is_empty() || value == "null" {
                 Value::Null
             } else {

@@ -19,6 +19,7 @@ use crate::lease::Settle;
 use crate::ops::{Actor, IdempotencyKey};
 use crate::store::changes;
 use crate::store::idempotency::{self, Earlier};
+use crate::store::schema::hex;
 
 /// Carries out a write, once for each idempotency key.
 pub(crate) async fn write(
@@ -119,7 +120,9 @@ fn idempotency_key(
         format!("{} {} {} {}", route.method, route.path, path.join(" "), call.query_text);
     let digest = keyward_core::sha256(&call.body);
     let body_hash = *digest.bytes();
-    Ok(Some(IdempotencyKey { caller, call: call_name, key: text.to_owned(), body_hash }))
+    // Whatever callers use as a key, which has been a secret, is not stored.
+    let key = hex(keyward_core::sha256(text.as_bytes()).bytes());
+    Ok(Some(IdempotencyKey { caller, call: call_name, key, body_hash }))
 }
 
 /// Waits until everything that is committed now is in force.
