@@ -57,26 +57,30 @@ struct Cli {
     command: Command,
 }
 
+/// The heading in every command's help under which these stand, after the command's own.
+const GLOBAL: &str = "Global options";
+
 /// What every command takes.
 #[derive(Args)]
 struct Global {
     /// The data folder [default: ./keyward-data]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "DIR")]
     data: Option<String>,
     /// A PostgreSQL database instead of the embedded one (postgres://…)
-    #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "URL", hide_env_values = true)]
     database: Option<String>,
     /// A configuration file [default: keyward.toml in the data folder]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
     /// The secrets file [default: secrets.toml in the data folder]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
     secrets_file: Option<String>,
     /// The environment that the command is about
-    #[arg(long, global = true, value_name = "SLUG", default_value = "default")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "SLUG")]
+    #[arg(default_value = "default")]
     env: String,
     /// Print one JSON document
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
 }
 
@@ -92,7 +96,7 @@ enum Command {
     Doctor,
     /// Verify the key on standard input; exits 1 if it is refused
     Verify(verify::VerifyFlags),
-    /// Copy the store to a new folder, also while the server runs
+    /// Copy the store to a new file, also while the server runs
     Backup(transfer::BackupFlags),
     /// Put a backup in the place of the store, or (--confirm) release its keys
     Restore(transfer::RestoreFlags),
@@ -314,6 +318,15 @@ mod tests {
             command.get_subcommands().for_each(|command| walk(command, &path));
         }
         walk(&Cli::command(), "");
+    }
+
+    #[test]
+    fn what_every_command_takes_stands_under_a_heading_of_its_own() {
+        let globals: Vec<_> = Cli::command().get_arguments().cloned().collect();
+        for argument in globals.iter().filter(|argument| argument.is_global_set()) {
+            assert_eq!(argument.get_help_heading(), Some(GLOBAL), "{}", argument.get_id());
+        }
+        assert!(globals.len() >= 6, "{globals:?}");
     }
 
     #[test]
