@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use keyward_core::{EnvId, KeyId, Known, Refusal};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 
 use crate::counters::{Counters, FlushCursor, Generation, Opened, Totals};
 use crate::error::{Error, Result};
@@ -22,6 +22,8 @@ use crate::store::{Store, counts};
 const FLUSH_EVERY: Duration = Duration::from_secs(10);
 /// How often the file is synced: what a power failure can take is this long.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How many times as long as a batch took nothing is stored after it.
+const REST: u32 = 3;
 /// Most rows in one flush transaction.
 const FLUSH_ROWS_MAX: usize = 1_000;
 /// Largest counter file: 16 GiB, about 85 million verified keys.
@@ -170,52 +172,75 @@ impl Counting {
     /// # Errors
     /// `Unavailable` when the database does not answer; what was not stored is tried again.
     pub async fn flush(&self, store: &Store) -> Result<()> {
-        let mut cursor = self.cursor.lock().await;
-        loop {
-            let batch = self.counters.take_changed(&mut cursor, FLUSH_ROWS_MAX);
-            if batch.is_empty() {
-                return Ok(());
-            }
-            let rows: Vec<counts::Count> = batch
-                .changed()
-                .iter()
-                .map(|changed| counts::Count {
-                    env: EnvId::from_bytes(changed.env),
-                    key: KeyId::from_bytes(changed.key),
-                    verified: changed.totals.valid,
-                    refused: changed.totals.refused,
-                    last_at: changed.totals.last_at_us.unwrap_or(0),
-                    last_address: changed.totals.last_address.map(|a| a.to_string()),
-                })
-                .collect();
-            let generation = self.counters.generation().to_database();
-            store.in_time(counts::flush(store, self.file_id(), generation, &rows)).await?;
-            batch.confirm();
-        }
+        while self.flush_some(store).await? {}
+        Ok(())
     }
 
-    /// Flushes and syncs until `stop` is set, and once more then.
-    pub(crate) async fn run(app: Arc<crate::App>, mut stop: watch::Receiver<bool>) {
-        let mut since_flush = Duration::ZERO;
-        while !*stop.borrow_and_update() {
-            tokio::select! {
-                () = tokio::time::sleep(SYNC_EVERY) => since_flush += SYNC_EVERY,
-                _ = stop.changed() => break,
-            }
-            let counters = Arc::clone(&app.counting.counters);
-            // Syncing waits for the disk, which no request should.
-            let synced = tokio::task::spawn_blocking(move || {
-                counters.maintain();
-                counters.sync()
-            });
-            if let Ok(Err(cause)) = synced.await {
-                tracing::warn!(%cause, "the counter file cannot be synced");
-            }
-            if since_flush >= FLUSH_EVERY {
-                since_flush = Duration::ZERO;
-                if let Err(error) = app.counting.flush(&app.store).await {
+    /// Stores one batch of what has changed; false when there was nothing.
+    async fn flush_some(&self, store: &Store) -> Result<bool> {
+        let mut cursor = self.cursor.lock().await;
+        let batch = self.counters.take_changed(&mut cursor, FLUSH_ROWS_MAX);
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        let rows: Vec<counts::Count> = batch
+            .changed()
+            .iter()
+            .map(|changed| counts::Count {
+                env: EnvId::from_bytes(changed.env),
+                key: KeyId::from_bytes(changed.key),
+                verified: changed.totals.valid,
+                refused: changed.totals.refused,
+                last_at: changed.totals.last_at_us.unwrap_or(0),
+                last_address: changed.totals.last_address.map(|a| a.to_string()),
+            })
+            .collect();
+        let generation = self.counters.generation().to_database();
+        store.in_time(counts::flush(store, self.file_id(), generation, &rows)).await?;
+        batch.confirm();
+        Ok(true)
+    }
+
+    /// Syncs and flushes until the server stops. Neither waits for the other: what a power failure
+    /// can take must stay a second's worth however much there is to store.
+    pub(crate) async fn run(app: Arc<crate::App>) {
+        tokio::join!(sync(&app), follow(&app));
+    }
+}
+
+/// Syncs the counter file each second until the server stops.
+async fn sync(app: &crate::App) {
+    while app.goes_on_for(SYNC_EVERY).await {
+        let counters = Arc::clone(&app.counting.counters);
+        // Syncing waits for the disk, which no request should.
+        let synced = tokio::task::spawn_blocking(move || {
+            counters.maintain();
+            counters.sync()
+        });
+        if let Ok(Err(cause)) = synced.await {
+            tracing::warn!(%cause, "the counter file cannot be synced");
+        }
+    }
+}
+
+/// Has the store follow the counter file until the server stops. Between batches it rests for as
+/// long as [`REST`] says, so that a million used keys do not crowd out their next verifications.
+async fn follow(app: &crate::App) {
+    let clock = app.clock();
+    while app.goes_on_for(FLUSH_EVERY).await {
+        loop {
+            let began_us = clock.boot_us();
+            match app.counting.flush_some(&app.store).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
                     tracing::warn!(cause = error.chain(), "counts could not be stored yet");
+                    break;
                 }
+            }
+            let took = Duration::from_micros((clock.boot_us() - began_us).unsigned_abs());
+            if !app.goes_on_for(took * REST).await {
+                return;
             }
         }
     }

@@ -2,9 +2,11 @@
 //!
 //! The only one who writes the table and the directory. It begins with a load from one snapshot of
 //! the store and then reads the change log, change after change, whoever made them: this process,
-//! the command line, another node. A commit of this process wakes it at once; everything else is
-//! found by asking every [`POLL`]. Whenever it has applied all that the store knew when it asked,
-//! it extends the lease; whenever it cannot ask, the lease runs out by itself.
+//! the command line, another node. What it does next, and how long this process may answer from
+//! memory, is decided by [`Node`], which knows neither a clock nor a database; here its steps are
+//! carried out, and what came of them is told to it and, by [`Follower::publish`], to those who
+//! verify and those who wait. A commit of this process wakes it at once; everything else is found
+//! by asking every [`POLL`]. Whenever it cannot ask, the lease runs out by itself.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,32 +14,35 @@ use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use keyward_core::protocol::{
+    Moment, Node, NodeId, Page, Snapshot, Standing, Step, Tell, Terms, Told,
+};
 use keyward_core::{ApiRow, EnvId, KeyRow, MembershipRow, OrgRow, Table, UserRow};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
-use crate::lease::{Asked, Lease};
+use crate::lease::Lease;
 use crate::load::{self, api_row, environment_rows};
 use crate::progress::Progress;
 use crate::secrets::Keyring;
-use crate::store::{Conn, Store, Touched, Unfinished, apis, changes, keys, nodes, owners, schema};
+use crate::store::{
+    Conn, Store, Touched, Unfinished, apis, changes, hints, keys, life, nodes, owners,
+};
 
 /// How often the store is asked for changes of other processes. The command line's changes must be
 /// followed within 100 ms; asking an idle store costs about 50 µs.
 const POLL: Duration = Duration::from_millis(40);
-/// How long the store may take to answer a poll before another connection is tried: one that was
-/// cut without a word never answers.
+/// How long the store may take to answer before another connection is tried: one that was cut
+/// without a word never answers.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 /// The same for a load, which takes 3 s for a million keys.
 const LOAD_MAX: Duration = Duration::from_secs(300);
-/// How often the lease row is renewed for others to see, in µs.
-const REGISTER_EVERY_US: i64 = 5_000_000;
 /// How long others are left not knowing that this process applied changes of its own, in µs. They
 /// wait for that only when they repeat such a change, and a write for each would be dear.
-const OWN_CHANGES_TOLD_EVERY_US: i64 = 200_000;
+const TELL_OWN_US: i64 = 200_000;
 
 /// What the follower keeps up to date, shared with those who read it.
 pub struct Shared {
@@ -47,12 +52,23 @@ pub struct Shared {
     pub directory: ArcSwap<Directory>,
     /// How long both may be answered from.
     pub lease: Lease,
-    /// The last applied change.
-    pub applied: watch::Sender<i64>,
+    /// How far the table is.
+    pub followed: watch::Sender<Followed>,
     /// Whether the database could not be written when that was last tried.
     pub unwritable: AtomicBool,
     /// Whether a failover of the database could lose changes that were acknowledged.
     pub loses_changes: AtomicBool,
+}
+
+/// How far the table is, and what waiting for a change begins with; both of the same life of the
+/// database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// The last change that is in the table; -1 while the table is not one that changes are put
+    /// into, because everything must be loaded anew.
+    pub applied: i64,
+    /// None before the first load.
+    pub standing: Option<Standing>,
 }
 
 impl Shared {
@@ -62,7 +78,7 @@ impl Shared {
             table: RwLock::new(Table::new()),
             directory: ArcSwap::from_pointee(Directory::default()),
             lease,
-            applied: watch::Sender::new(-1),
+            followed: watch::Sender::new(Followed { applied: -1, standing: None }),
             unwritable: AtomicBool::new(false),
             loses_changes: AtomicBool::new(false),
         }
@@ -86,19 +102,14 @@ pub(crate) struct Follower {
     pub(crate) keyring: Arc<Keyring>,
     /// The counter file of this process; totals of other files are the base of each key's count.
     pub(crate) counter_file: [u8; 16],
-    applied: i64,
-    nonce: Option<Vec<u8>>,
-    incarnation: String,
+    /// Decides what is done, and how long the lease is.
+    node: Node,
+    /// How often the directory was read.
     generation: u64,
-    /// When the lease row was last written, and up to which change.
-    registered_at: i64,
-    acknowledged: i64,
-    /// Whether the store is not the one that was followed, or its log no longer reaches back.
-    must_load: bool,
-    /// Whether another process waits for what was applied.
-    is_waited_for: bool,
-    /// A lease row that is being written, on SQLite.
-    telling: Option<JoinHandle<Result<bool>>>,
+    /// The connection between two steps without a pause.
+    idle: Option<Conn>,
+    /// A row of the lease table that is being written, on SQLite.
+    telling: Option<JoinHandle<Result<Told>>>,
 }
 
 impl Follower {
@@ -109,19 +120,23 @@ impl Follower {
         keyring: Arc<Keyring>,
         counter_file: [u8; 16],
     ) -> Self {
+        let lease_us = shared.lease.length_us();
+        let terms = Terms {
+            lease_us,
+            tell_every_us: lease_us / 3,
+            tell_own_us: TELL_OWN_US,
+            poll_every_us: i64::try_from(POLL.as_micros()).unwrap_or(i64::MAX),
+            is_sole: store.is_sqlite(),
+        };
+        let node = Node::new(NodeId(store.node()), terms);
         Self {
             store,
             shared,
             keyring,
             counter_file,
-            applied: -1,
-            nonce: None,
-            incarnation: String::new(),
+            node,
             generation: 0,
-            registered_at: i64::MIN,
-            acknowledged: -1,
-            must_load: false,
-            is_waited_for: false,
+            idle: None,
             telling: None,
         }
     }
@@ -130,9 +145,171 @@ impl Follower {
         &self.store.clock
     }
 
-    /// Loads everything from one snapshot. Nothing is served from it before it is complete.
+    /// Reads both clocks; to be called *before* asking.
+    fn moment(&self) -> Moment {
+        Moment { boot_us: self.clock().boot_us(), wall_us: self.clock().wall_us() }
+    }
+
+    /// Lets others see what the node says; after every event, and after the table has it.
+    ///
+    /// What waits begin with and how far the table is change together: a number that is applied
+    /// means nothing without the life that it is of.
+    fn publish(&self) {
+        self.shared.lease.publish(self.node.deadline());
+        let applied = if self.node.must_load() { -1 } else { self.node.applied_seq() };
+        let now = Followed { applied, standing: self.node.standing() };
+        if applied < 0 && self.shared.followed.borrow().applied >= 0 {
+            tracing::warn!(
+                "the store does not continue what was applied, or this server was waited out; \
+                 loading anew"
+            );
+        }
+        self.shared.followed.send_if_modified(|before| std::mem::replace(before, now) != now);
+    }
+
+    /// Loads and follows until verifications may be answered.
+    ///
+    /// # Errors
+    /// The first failure: whoever starts a server wants to hear of it.
+    pub(crate) async fn start(&mut self, progress: &Progress) -> Result<()> {
+        while !self.node.deadline().is_held(self.moment()) {
+            if self.step(progress).await?.is_some() {
+                if self.telling.is_some() {
+                    let told = ended(&mut self.telling).await;
+                    self.hear(told)?;
+                } else {
+                    tokio::time::sleep(POLL).await;
+                }
+                self.node.wake();
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows until `stop` is set.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut committed = self.store.committed();
+        // What the lease was when something failed for the first time.
+        let mut failing = None;
+        let silent = Progress::silent();
+        let (heard, mut hints) = watch::channel(-1);
+        // Ends with this function.
+        let mut listening = JoinSet::new();
+        listening.spawn(hints::listen(self.store.clone(), heard));
+        loop {
+            let stepped = self.step(&silent).await;
+            failing = failing.filter(|before| *before == self.node.deadline());
+            let pause = match stepped {
+                Ok(None) => continue,
+                Ok(Some(pause)) => pause,
+                // Said once, at the edge, until it works again.
+                Err(error) if failing.is_none() => {
+                    failing = Some(self.node.deadline());
+                    let margin_us = self.shared.lease.margin_us(self.clock());
+                    tracing::error!(
+                        cause = error.chain(),
+                        margin_us,
+                        "the store cannot be followed: {error}"
+                    );
+                    POLL
+                }
+                Err(_) => POLL,
+            };
+            drop(self.idle.take());
+            tokio::select! {
+                _ = committed.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+                told = ended(&mut self.telling) => self.hear_in_background(told),
+                // A hint at what this process has done itself is no news.
+                Ok(()) = hints.changed() => {
+                    if *hints.borrow_and_update() <= self.node.applied_seq() {
+                        continue;
+                    }
+                }
+                _ = stop.changed() => return,
+            }
+            self.node.wake();
+        }
+    }
+
+    /// Does what the node wants done next, and tells it what came of it. For how long there is
+    /// nothing to do, if there is not.
+    ///
+    /// It may be given up at any await: what was applied is applied, and no lease was extended.
+    async fn step(&mut self, progress: &Progress) -> Result<Option<Duration>> {
+        self.node.heard_of_lease(self.shared.lease.heard_of_us());
+        let asked = self.moment();
+        let done = match self.node.next(asked) {
+            Step::Load => {
+                self.begin_load();
+                in_time(LOAD_MAX, self.load(progress)).await
+            }
+            Step::Poll => in_time(SILENCE_MAX, self.poll(asked)).await,
+            Step::Fetch { after } => in_time(SILENCE_MAX, self.fetch(after)).await,
+            Step::Tell => {
+                let Some(tell) = self.node.tell(asked) else { return Ok(None) };
+                let told = tell_in_time(self.store.clone(), tell);
+                if self.store.is_sqlite() {
+                    // In the background: there the row is only what commands wait for. Nobody
+                    // removes it while this process holds the folder's lock, so the lease does not
+                    // depend on it; and a disk that is full, or a program that holds the write
+                    // lock, must not keep the follower from reading.
+                    self.telling = Some(tokio::spawn(told));
+                    return Ok(None);
+                }
+                let told = told.await;
+                return self.hear(told).map(|()| None);
+            }
+            Step::Wait { until_boot_us } => {
+                let left_us = until_boot_us.saturating_sub(asked.boot_us).max(0);
+                return Ok(Some(Duration::from_micros(left_us.unsigned_abs()).min(POLL)));
+            }
+        };
+        if done.is_err() {
+            let now = self.moment();
+            self.node.failed(now);
+        }
+        self.publish();
+        done.map(|()| None)
+    }
+
+    /// Takes in the outcome of a telling that ended in the background.
+    fn hear_in_background(&mut self, told: Result<Told>) {
+        self.shared.unwritable.store(told.is_err(), Ordering::Relaxed);
+        if let Err(error) = self.hear(told) {
+            tracing::warn!(cause = error.chain(), "the lease row could not be renewed");
+        }
+    }
+
+    /// Takes in the outcome of a telling.
+    fn hear(&mut self, told: Result<Told>) -> Result<()> {
+        let now = self.moment();
+        let heard = match told {
+            Ok(told) => {
+                self.node.told(now, &told);
+                Ok(())
+            }
+            Err(error) => {
+                self.node.tell_failed(now);
+                Err(error)
+            }
+        };
+        self.publish();
+        heard
+    }
+
+    /// Nothing that is loaded counts any more, and nobody may find out otherwise.
+    fn begin_load(&mut self) {
+        // What it writes late changes nothing: the row is made anew after the load.
+        drop(self.telling.take());
+        drop(self.idle.take());
+        self.node.end();
+        self.publish();
+    }
+
+    /// Loads everything from one snapshot. Nothing is served from it before it is complete, and
+    /// not before the first telling has found out what was committed since.
     pub(crate) async fn load(&mut self, progress: &Progress) -> Result<()> {
-        let asked = Asked::now(self.clock());
         let mut conn = Unfinished::of(self.store.follow().await?);
         conn.begin_snapshot().await?;
         self.generation += 1;
@@ -142,17 +319,16 @@ impl Follower {
         let loaded = loaded?;
         let time = self.ask_time(&mut conn).await?;
         conn.finish();
-        (self.applied, self.nonce) = (loaded.head, loaded.nonce);
-        self.incarnation = loaded.incarnation;
-        self.must_load = false;
-        // Until the row is written, which can fail, no lease must be extended.
-        self.is_waited_for = true;
+        let lease_us = self.shared.lease.length_us();
+        let past = life::note(&self.store, loaded.head.incarnation, lease_us).await?;
         *self.shared.write_table() = loaded.table;
         self.shared.directory.store(Arc::new(loaded.directory));
-        self.register(asked).await?;
         self.clock().set_database_time(time.database_us, time.asked_boot_us);
-        self.shared.applied.send_replace(self.applied);
-        // The lease begins with the first poll, which catches up with changes since the snapshot.
+        self.node.heard_of_lease(past.longest_us);
+        let quarantine_left_us = past.quarantine_left_us;
+        let now = self.moment();
+        self.node.loaded(now, &Snapshot { head: loaded.head, quarantine_left_us });
+        self.publish();
         Ok(())
     }
 
@@ -164,179 +340,54 @@ impl Follower {
         Ok(Time { asked_boot_us, database_us })
     }
 
-    async fn register(&mut self, asked: Asked) -> Result<()> {
-        let mut conn = self.store.side().await?;
-        let lease_us = self.shared.lease.length_us();
-        let now = asked.wall_us;
-        nodes::register(&mut conn, self.store.node(), self.applied, lease_us, now).await?;
-        self.registered_at = asked.boot_us;
-        self.acknowledged = self.applied;
-        self.is_waited_for = false;
+    async fn connection(&mut self) -> Result<Unfinished> {
+        Ok(Unfinished::of(match self.idle.take() {
+            Some(conn) => conn,
+            None => self.store.follow().await?,
+        }))
+    }
+
+    /// Asks for the head, and what time it is.
+    async fn poll(&mut self, asked: Moment) -> Result<()> {
+        let mut conn = self.connection().await?;
+        let head = changes::head(&mut conn, self.node.applied_seq()).await?;
+        let time = self.ask_time(&mut conn).await?;
+        self.idle = Some(conn.keep());
+        let now = self.moment();
+        self.node.polled(asked, now, &head);
+        if !self.node.must_load() {
+            self.clock().set_database_time(time.database_us, time.asked_boot_us);
+        }
         Ok(())
     }
 
-    /// Follows until `stop` is set.
-    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        let mut committed = self.store.committed();
-        let mut failing = false;
-        loop {
-            match self.poll().await {
-                Ok(()) => failing = false,
-                // Said once, at the edge, until it works again.
-                Err(error) if !failing => {
-                    failing = true;
-                    let margin_us = self.shared.lease.margin_us(self.clock());
-                    tracing::error!(
-                        cause = error.chain(),
-                        margin_us,
-                        "the store cannot be followed: {error}"
-                    );
-                }
-                Err(_) => {}
-            }
-            tokio::select! {
-                _ = committed.changed() => {}
-                () = tokio::time::sleep(POLL) => {}
-                _ = stop.changed() => return,
-            }
+    /// Applies the next page of changes.
+    async fn fetch(&mut self, after: i64) -> Result<()> {
+        let mut conn = self.connection().await?;
+        let changes = changes::after(&mut conn, after).await?;
+        let Some(last) = changes.last().map(|last| (last.seq, last.nonce)) else {
+            self.node.follows([]);
+            return Ok(());
+        };
+        if !self.node.follows(changes.iter().map(|change| change.seq)) {
+            return Ok(());
         }
-    }
-
-    /// Asks for changes, applies all of them, tells the others, then extends the lease.
-    pub(crate) async fn poll(&mut self) -> Result<()> {
-        let silent = || Error::unavailable("the database leaves questions unanswered");
-        loop {
-            if self.must_load {
-                tracing::warn!("the change log does not continue what was applied; loading anew");
-                self.shared.lease.end();
-                let progress = Progress::silent();
-                let load = tokio::time::timeout(LOAD_MAX, self.load(&progress));
-                load.await.map_err(|_| silent())??;
-            }
-            let asked = tokio::time::timeout(SILENCE_MAX, self.ask()).await;
-            if asked.map_err(|_| silent())?? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// One round of [`Follower::poll`]; false when there must be another: because everything must
-    /// be loaded anew, or because others had waited this node out. They know it again then, but
-    /// only what it asks from now on counts: while its row was gone, nobody waited for it.
-    ///
-    /// It may be given up at any await: what was applied is applied, and no lease was extended.
-    async fn ask(&mut self) -> Result<bool> {
-        let asked = Asked::now(self.clock());
-        let mut conn = Unfinished::of(self.store.follow().await?);
-        let time = self.ask_time(&mut conn).await?;
-        let (head, nonce) = changes::head_and_nonce(&mut conn, self.applied).await?;
-        let incarnation = schema::meta(&mut conn, "incarnation").await?.unwrap_or_default();
-        if head < self.applied || nonce != self.nonce || incarnation != self.incarnation {
-            conn.finish();
-            self.must_load = true;
-            return Ok(false);
-        }
-        while self.applied < head {
-            let page = changes::after(&mut conn, self.applied).await?;
-            self.is_waited_for |= page.iter().any(|change| change.node != self.store.node());
-            if !self.apply(&mut conn, page).await? {
-                conn.finish();
-                self.must_load = true;
-                return Ok(false);
-            }
-        }
-        conn.finish();
-        self.clock().set_database_time(time.database_us, time.asked_boot_us);
-        if self.is_sqlite_told(asked).await {
-            self.shared.lease.renew(asked);
-            return Ok(true);
-        }
-        if self.must_tell(asked) && !self.tell(asked).await? {
-            return Ok(false);
-        }
-        // While others do not know yet how far this process is, somebody may be waiting for the
-        // lease that its row promises, and no longer one may be taken.
-        if self.applied == self.acknowledged {
-            self.shared.lease.renew(asked);
-        }
-        Ok(true)
-    }
-
-    /// Whether others should hear how far this process is: at once when they wait for it, soon
-    /// when it applied changes of its own, and otherwise now and then.
-    fn must_tell(&self, asked: Asked) -> bool {
-        let since_us = asked.boot_us.saturating_sub(self.registered_at);
-        self.is_waited_for
-            || (self.applied > self.acknowledged && since_us >= OWN_CHANGES_TOLD_EVERY_US)
-            || since_us >= REGISTER_EVERY_US
-    }
-
-    /// Tells other processes how far this one is, before the lease is extended: a node whose row
-    /// was waited out and removed must not verify while nobody waits for it. False when the row
-    /// was gone, and is there again now.
-    async fn tell(&mut self, asked: Asked) -> Result<bool> {
-        let lease_us = self.shared.lease.length_us();
-        let known = write_row(self.store.clone(), lease_us, self.applied, asked).await?;
-        self.registered_at = asked.boot_us;
-        self.acknowledged = self.applied;
-        self.is_waited_for = false;
-        Ok(known)
-    }
-
-    /// On SQLite, tells other processes in the background and returns true.
-    ///
-    /// There the row is only what commands wait for. Nobody removes it while this process holds the
-    /// folder's lock, so the lease does not depend on it; and a disk that is full, or a program
-    /// that holds the write lock, must not keep the follower from reading.
-    async fn is_sqlite_told(&mut self, asked: Asked) -> bool {
-        if !self.store.is_sqlite() {
-            return false;
-        }
-        if let Some(telling) = self.telling.take_if(|telling| telling.is_finished()) {
-            let told = telling.await;
-            self.shared.unwritable.store(!matches!(told, Ok(Ok(_))), Ordering::Relaxed);
-            match told {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => {
-                    self.acknowledged = -1;
-                    tracing::warn!(cause = error.chain(), "the lease row could not be renewed");
-                }
-                // OK to drop the cause: a task that panicked has said so.
-                Err(_) => self.acknowledged = -1,
-            }
-        }
-        if self.telling.is_none() && self.must_tell(asked) {
-            let (store, lease_us) = (self.store.clone(), self.shared.lease.length_us());
-            self.telling = Some(tokio::spawn(write_row(store, lease_us, self.applied, asked)));
-            self.registered_at = asked.boot_us;
-            self.acknowledged = self.applied;
-            self.is_waited_for = false;
-        }
-        true
-    }
-
-    /// Applies a page of changes. False when a change is missing in between.
-    async fn apply(&mut self, conn: &mut Conn, page: Vec<changes::Change>) -> Result<bool> {
-        let Some(last) = page.last() else { return Ok(false) };
-        let (last_seq, last_nonce) = (last.seq, last.nonce.clone());
-        let gapless = page.iter().zip(self.applied + 1..).all(|(change, seq)| change.seq == seq);
-        if !gapless {
-            return Ok(false);
-        }
-        let touched: HashSet<(EnvId, Touched)> = page
+        let is_waited_for = changes.iter().any(|change| change.node != self.store.node());
+        let touched: HashSet<(EnvId, Touched)> = changes
             .into_iter()
             .flat_map(|change| change.touched.into_iter().map(move |t| (change.env, t)))
             .collect();
-        let fresh = self.read_again(conn, &touched).await?;
+        let fresh = self.read_again(&mut conn, &touched).await?;
+        self.idle = Some(conn.keep());
         let mut table = self.shared.write_table();
         fresh.put_into(&mut table, &self.keyring);
         drop(table);
         if let Some(directory) = fresh.directory {
             self.shared.directory.store(Arc::new(directory));
         }
-        (self.applied, self.nonce) = (last_seq, Some(last_nonce));
-        self.shared.applied.send_replace(last_seq);
-        Ok(true)
+        let (seq, nonce) = last;
+        self.node.applied(&Page { seq, nonce, is_waited_for });
+        Ok(())
     }
 
     /// Reads the present state of what was touched. It may be newer than the change that is being
@@ -381,15 +432,27 @@ impl Follower {
     }
 }
 
-/// Writes this process's row of the lease table; false when it was gone and had to be made anew.
-async fn write_row(store: Store, lease_us: i64, applied: i64, asked: Asked) -> Result<bool> {
-    let (mut conn, node) = (Unfinished::of(store.side().await?), store.node());
-    let known = nodes::acknowledge(&mut conn, node, applied, asked.wall_us).await?;
-    if !known {
-        nodes::register(&mut conn, node, applied, lease_us, asked.wall_us).await?;
+/// Does what asks the store, but waits no longer than `longest` for its answers.
+async fn in_time<T>(longest: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let silent = |_| Err(Error::unavailable("the database leaves questions unanswered"));
+    tokio::time::timeout(longest, work).await.unwrap_or_else(silent)
+}
+
+/// The outcome of what is being told in the background; never, if nothing is.
+async fn ended(telling: &mut Option<JoinHandle<Result<Told>>>) -> Result<Told> {
+    let Some(task) = telling else { return std::future::pending().await };
+    let told = task.await.unwrap_or_else(|panic| Err(Error::internal(panic)));
+    *telling = None;
+    told
+}
+
+/// Tells others how far this process is. SQLite always answers, and giving up there would leave a
+/// transaction open.
+async fn tell_in_time(store: Store, tell: Tell) -> Result<Told> {
+    if store.is_sqlite() {
+        return nodes::tell(&store, &tell).await;
     }
-    conn.finish();
-    Ok(known)
+    in_time(SILENCE_MAX, nodes::tell(&store, &tell)).await
 }
 
 /// The present state of what some changes touched.

@@ -5,51 +5,36 @@
 //! makes it shorter and not longer. A narrowing change is acknowledged only when every node that
 //! could still say yes has applied it or has lost its lease (consistency.md §3).
 //!
-//! One server verifies here. Its own table is waited for in memory; the rows of `node_lease` are
-//! for the other processes on the database, first of all the command line, which takes no lease
-//! itself but must wait for the server's.
+//! All that is decided in `keyward_core::protocol`. Here is what its deadline looks like to those
+//! who verify, and the asking on behalf of those who wait: servers for each other, and the command
+//! line, which takes no lease itself, for all of them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+pub use keyward_core::protocol::Settle;
+use keyward_core::protocol::{Answer, Deadline, Incarnation, Own, Waiter};
+
 use crate::clock::Clock;
-use crate::error::Result;
-use crate::store::{Store, Unfinished, nodes};
+use crate::error::{Error, Result};
+use crate::store::nodes::{self, Rows};
+use crate::store::{Store, Unfinished};
 
-/// How long the store is asked again whether the nodes have applied a change.
+/// How long until the store is asked again whether the nodes have applied a change.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
-/// How long a widening change waits for acknowledgements.
-const WIDENING_WAIT_US: i64 = 250_000;
+/// The same when it could not be asked.
+const TRY_AGAIN: Duration = Duration::from_millis(40);
 
-/// What a change does to what keys may do, which decides how long it waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settle {
-    /// It takes something away: no verification that starts afterwards may still have it.
-    Narrowing,
-    /// It gives something: it should work at once, but nobody is harmed if it does not.
-    Widening,
-}
-
-/// This process's lease.
+/// This process's lease, as its readers see it. The follower's [`Node`](keyward_core::protocol)
+/// decides how long it is.
 #[derive(Debug)]
 pub struct Lease {
     length_us: i64,
     deadline_boot: AtomicI64,
     deadline_wall: AtomicI64,
-}
-
-/// The moment at which the store was asked, by both clocks.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked {
-    pub(crate) boot_us: i64,
-    pub(crate) wall_us: i64,
-}
-
-impl Asked {
-    /// Reads both clocks; to be called *before* asking.
-    pub(crate) fn now(clock: &Clock) -> Self {
-        Self { boot_us: clock.boot_us(), wall_us: clock.wall_us() }
-    }
+    /// The longest lease that was found in another's row.
+    heard_of_us: AtomicI64,
 }
 
 impl Lease {
@@ -59,6 +44,7 @@ impl Lease {
             length_us: i64::try_from(length.as_micros()).unwrap_or(i64::MAX / 4),
             deadline_boot: AtomicI64::new(i64::MIN),
             deadline_wall: AtomicI64::new(i64::MIN),
+            heard_of_us: AtomicI64::new(0),
         }
     }
 
@@ -67,15 +53,22 @@ impl Lease {
         self.length_us
     }
 
-    /// Extends the lease; everything that the store knew when it was asked has been applied.
-    pub(crate) fn renew(&self, asked: Asked) {
-        self.deadline_boot.fetch_max(asked.boot_us + self.length_us, Ordering::Release);
-        self.deadline_wall.fetch_max(asked.wall_us + self.length_us, Ordering::Release);
+    /// Lets readers see a new deadline; one task does so at a time.
+    pub(crate) fn publish(&self, deadline: Deadline) {
+        let before = Deadline {
+            boot_us: self.deadline_boot.load(Ordering::Acquire),
+            wall_us: self.deadline_wall.load(Ordering::Acquire),
+        };
+        // In each state one of the two is what it was.
+        for state in states(before, deadline) {
+            self.deadline_boot.store(state.boot_us, Ordering::Release);
+            self.deadline_wall.store(state.wall_us, Ordering::Release);
+        }
     }
 
-    /// Ends the lease, for example because the store turned out to be another one.
+    /// Ends the lease at the end of the process.
     pub(crate) fn end(&self) {
-        self.deadline_boot.store(i64::MIN, Ordering::Release);
+        self.publish(Deadline::OVER);
     }
 
     /// Whether verification may answer from memory now. The wall clock can only shorten a lease:
@@ -92,80 +85,119 @@ impl Lease {
         let wall = self.deadline_wall.load(Ordering::Acquire).saturating_sub(clock.wall_us());
         boot.min(wall).max(0)
     }
+
+    /// Takes note of a lease that was found in another's row, for the follower.
+    pub(crate) fn heard_of(&self, lease_us: i64) {
+        self.heard_of_us.fetch_max(lease_us, Ordering::Relaxed);
+    }
+
+    /// The longest lease that was found in another's row, in µs; 0 if none was.
+    pub(crate) fn heard_of_us(&self) -> i64 {
+        self.heard_of_us.load(Ordering::Relaxed)
+    }
 }
 
-/// How far the other nodes are, asked for many waiters at once: those of one commit all want to
-/// know it at the same moment, and mostly there is no other node at all.
+/// What readers may find one after the other while `next` takes the place of `before`.
+///
+/// They read the boot-time value first and the other afterwards, and must never see a pair that
+/// lasts longer than a deadline which was published meanwhile. By the boot-time clock a deadline is
+/// later than all before it, or [`Deadline::OVER`]; but by a wall clock that was set back, the
+/// later one can be the earlier. So the wall value goes down first and up last.
+fn states(before: Deadline, next: Deadline) -> [Deadline; 3] {
+    let wall_us = before.wall_us.min(next.wall_us);
+    [Deadline { wall_us, ..before }, Deadline { wall_us, ..next }, next]
+}
+
+/// How far the nodes are, asked for many waiters at once: those of one commit all want to know it
+/// at the same moment, and mostly there is no other node at all.
 #[derive(Debug, Default)]
 pub(crate) struct Others {
     /// How many questions were begun.
     begun: AtomicU64,
-    last: tokio::sync::Mutex<Heard>,
+    last: tokio::sync::Mutex<Option<Heard>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Heard {
     /// Which question it answers.
     question: u64,
-    /// Up to which change all other nodes have read; `None` without another.
-    read_by_all: Option<i64>,
+    rows: Arc<Rows>,
 }
 
 impl Others {
-    /// Whether every other node has applied change `seq`, which is committed. What is told was
-    /// asked after this was called: an older answer is of no use, since a node may have come back
-    /// from a lease that was waited out, and numbers may have been given anew after a failover.
-    pub(crate) async fn have_applied(&self, store: &Store, seq: i64) -> Result<bool> {
+    /// The rows of the lease table. They were asked for after this was called: an older answer is
+    /// of no use, since a node may have come back from a lease that was waited out, and numbers may
+    /// have been given anew after a failover.
+    async fn rows(&self, store: &Store) -> Result<Arc<Rows>> {
         let begun = self.begun.load(Ordering::SeqCst);
         // In time all together: those who wait for a question that is never answered do not wait
         // for the next ones, too.
         let answer = store.in_time(async {
             let mut last = self.last.lock().await;
-            if last.question <= begun {
-                let question = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-                let mut conn = Unfinished::of(store.read().await?);
-                let read_by_all = nodes::read_by_all_others(&mut conn, store.node()).await?;
-                conn.finish();
-                *last = Heard { question, read_by_all };
+            if let Some(heard) = last.as_ref().filter(|heard| heard.question > begun) {
+                return Ok(Arc::clone(&heard.rows));
             }
-            Ok(last.read_by_all)
+            let question = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            let mut conn = Unfinished::of(store.read().await?);
+            let rows = Arc::new(nodes::all(&mut conn).await?);
+            conn.finish();
+            *last = Some(Heard { question, rows: Arc::clone(&rows) });
+            Ok(rows)
         });
-        Ok(answer.await?.is_none_or(|read| read >= seq))
+        answer.await
     }
 }
 
-/// Waits until every other node has applied change `seq`, or its lease has run out.
+/// Waits until the change of `waiter` is in force with every node, or with this process's `own`
+/// alone where no other verifies and `others` is absent. `stamped` is the life of the change.
 ///
 /// # Errors
-/// `Unavailable` when the store cannot be asked: the change stands, but cannot be confirmed.
-pub(crate) async fn wait_for_others(
+/// `Unavailable` when that cannot be confirmed: the store cannot be asked, or is another one, which
+/// may have lost the change.
+pub(crate) async fn wait(
     store: &Store,
-    own: Option<[u8; 16]>,
-    seq: i64,
-    settle: Settle,
+    others: Option<&Others>,
+    own: impl Fn() -> Option<Own>,
+    stamped: Incarnation,
+    waiter: &mut Waiter,
 ) -> Result<()> {
-    let began = store.clock.boot_us();
+    let mut is_fed = false;
     loop {
-        let mut conn = store.read().await?;
-        let behind = nodes::behind(&mut conn, own, seq).await?;
-        drop(conn);
-        let Some(longest_us) = behind.iter().map(|node| node.lease_us).max() else {
-            return Ok(());
+        let heard = match others {
+            Some(others) => others.rows(store).await,
+            None => Ok(Arc::new(Rows { incarnation: stamped, rows: Vec::new() })),
         };
-        // 1 % more than the longest lease, for clocks that run at different rates.
-        let limit = match settle {
-            Settle::Narrowing => longest_us + longest_us / 100,
-            Settle::Widening => WIDENING_WAIT_US.min(longest_us),
-        };
-        if store.clock.boot_us() - began >= limit {
-            // On SQLite a row stays for as long as its server lives: the server extends its lease
-            // by reading alone, so that a full disk does not end it.
-            if settle == Settle::Narrowing && !store.is_sqlite() {
-                nodes::reap(store, &behind).await?;
+        let now_us = store.clock.boot_us();
+        let (answer, pause) = match &heard {
+            Ok(heard) => {
+                is_fed = true;
+                (waiter.hear(now_us, heard.incarnation, own(), &heard.rows), ASK_AGAIN)
             }
-            return Ok(());
+            Err(_) => (waiter.unheard(now_us), TRY_AGAIN),
+        };
+        match (answer, heard) {
+            (Answer::Done | Answer::LeftBehind, _) => return Ok(()),
+            (Answer::WaitedOut, Ok(heard)) => {
+                // On SQLite a row stays for as long as its server lives: the server extends its
+                // lease by reading alone, so that a full disk does not end it.
+                if others.is_some() && !store.is_sqlite() {
+                    let behind = waiter.behind(own(), &heard.rows);
+                    let reaped = store.in_time(nodes::reap(store, behind)).await;
+                    // The change is in force; the next one will wait for them too, and try again.
+                    if let Err(error) = reaped {
+                        tracing::warn!(cause = error.chain(), "a dead node stays in the table");
+                    }
+                }
+                return Ok(());
+            }
+            (Answer::WaitedOut, Err(_)) => return Ok(()),
+            (Answer::Unconfirmed, _) => {
+                let public = "the database is another one by now, which may lack the change";
+                return Err(Error::unavailable(public));
+            }
+            (Answer::AskAgain, Err(error)) if !is_fed => return Err(error),
+            (Answer::AskAgain, _) => tokio::time::sleep(pause).await,
         }
-        tokio::time::sleep(ASK_AGAIN).await;
     }
 }
 
@@ -173,31 +205,60 @@ pub(crate) async fn wait_for_others(
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_lease_runs_from_the_question_and_ends_without_another() {
-        let clock = Clock::manual(1_000_000_000);
-        let lease = Lease::new(Duration::from_secs(15));
-        assert!(!lease.is_held(&clock));
-        let asked = Asked::now(&clock);
-        clock.advance(10_000_000);
-        lease.renew(asked);
-        assert!(lease.is_held(&clock));
-        clock.advance(4_999_999);
-        assert!(lease.is_held(&clock));
-        clock.advance(1);
-        assert!(!lease.is_held(&clock));
-        assert_eq!(lease.margin_us(&clock), 0);
+    fn until(boot_us: i64, wall_us: i64) -> Deadline {
+        Deadline { boot_us, wall_us }
     }
 
     #[test]
-    fn a_late_reply_to_an_older_question_does_not_shorten_a_lease() {
+    fn a_lease_is_held_until_the_published_deadline_and_not_longer() {
         let clock = Clock::manual(1_000_000_000);
         let lease = Lease::new(Duration::from_secs(15));
-        let older = Asked::now(&clock);
-        clock.advance(5_000_000);
-        lease.renew(Asked::now(&clock));
-        let before = lease.margin_us(&clock);
-        lease.renew(older);
-        assert_eq!(lease.margin_us(&clock), before);
+        assert!(!lease.is_held(&clock));
+        lease.publish(until(1_005_000_000, 1_005_000_000));
+        clock.advance(4_999_999);
+        assert!(lease.is_held(&clock));
+        assert_eq!(lease.margin_us(&clock), 1);
+        clock.advance(1);
+        assert!(!lease.is_held(&clock));
+        assert_eq!(lease.margin_us(&clock), 0);
+        lease.publish(until(1_015_000_000, 1_015_000_000));
+        assert!(lease.is_held(&clock));
+        lease.end();
+        assert!(!lease.is_held(&clock));
+    }
+
+    /// Whenever a reader reads the one value, and whenever the other.
+    #[test]
+    fn a_reader_never_sees_a_deadline_longer_than_those_that_were_published() {
+        let published = [
+            until(10, 1_010),
+            until(20, 1_020),
+            // The wall clock was set back, and forward again.
+            until(30, 530),
+            until(40, 1_540),
+            Deadline::OVER,
+            until(50, 550),
+            until(60, 1_060),
+        ];
+        let mut seen = vec![(0, published[0])];
+        for (place, pair) in published.windows(2).enumerate() {
+            seen.extend(states(pair[0], pair[1]).map(|state| (place + 1, state)));
+        }
+        for (from, (first, boot)) in seen.iter().enumerate() {
+            for (last, wall) in &seen[from..] {
+                let read = until(boot.boot_us, wall.wall_us);
+                let oldest = first.saturating_sub(1);
+                let is_one = published[oldest..=*last].iter().any(|deadline| {
+                    read.boot_us <= deadline.boot_us && read.wall_us <= deadline.wall_us
+                });
+                assert!(is_one, "{read:?}");
+            }
+        }
+        let lease = Lease::new(Duration::from_secs(15));
+        for deadline in published {
+            lease.publish(deadline);
+            let boot_us = lease.deadline_boot.load(Ordering::Acquire);
+            assert_eq!(until(boot_us, lease.deadline_wall.load(Ordering::Acquire)), deadline);
+        }
     }
 }

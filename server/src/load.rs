@@ -8,6 +8,7 @@
 //! How pages look is the business of `store::pages`; what happens to the table afterwards, and what
 //! is to be done about a store that changed meanwhile, that of the follower.
 
+use keyward_core::protocol::Head;
 use keyward_core::{ApiRow, EnvironmentRow, Table};
 use tokio::sync::mpsc;
 
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::secrets::Keyring;
 use crate::store::pages::{self, KeyMark, MembershipMark, OwnerMark, Packed, PackedKeys};
-use crate::store::{Conn, apis, changes, keys, owners, schema};
+use crate::store::{Conn, apis, changes, keys, owners};
 
 /// Rows in a page: about 1 MiB of keys.
 const PAGE_ROWS: i64 = 5_000;
@@ -27,11 +28,8 @@ const WAITING_MAX: usize = 4;
 pub(crate) struct Loaded {
     pub(crate) table: Table,
     pub(crate) directory: Directory,
-    /// The last change that is in it, and that change's nonce.
-    pub(crate) head: i64,
-    pub(crate) nonce: Option<Vec<u8>>,
-    /// Which life of the database it is of.
-    pub(crate) incarnation: String,
+    /// The last change that is in it, with that change's own nonce.
+    pub(crate) head: Head,
 }
 
 /// Rows on their way into the table.
@@ -71,9 +69,8 @@ pub(crate) async fn load(
     generation: u64,
     progress: &Progress,
 ) -> Result<Loaded> {
-    let (head, _) = changes::head_and_nonce(conn, -1).await?;
-    let (_, nonce) = changes::head_and_nonce(conn, head).await?;
-    let incarnation = schema::meta(conn, "incarnation").await?.unwrap_or_default();
+    let head = changes::head(conn, -1).await?;
+    let head = changes::head(conn, head.seq).await?;
     keyring.check(conn).await?;
     let directory = Directory::load(conn, &keyring.secrets(), generation).await?;
     let mut table = Table::new();
@@ -101,7 +98,7 @@ pub(crate) async fn load(
     progress.end();
     let table = filling.await.unwrap_or_else(|panic| Err(Error::internal(panic)))?;
     read?;
-    Ok(Loaded { table, directory, head, nonce, incarnation })
+    Ok(Loaded { table, directory, head })
 }
 
 /// Reads every page and hands it on, until there is no more or nobody takes it.

@@ -137,7 +137,7 @@ impl Server {
         let socket = listen::bind_socket(&folder.socket())?;
         // Before the keys are loaded, so that whoever asks is told to wait instead of left waiting.
         let mut tasks = JoinSet::new();
-        tasks.spawn(Counting::run(Arc::clone(&app), app.stopping.subscribe()));
+        tasks.spawn(Counting::run(Arc::clone(&app)));
         tasks.spawn(denied::write(Arc::clone(&app), denials));
         tasks.spawn(rehash(Arc::clone(&app), wishes));
         tasks.spawn(sweep(Arc::clone(&app)));
@@ -147,11 +147,7 @@ impl Server {
         if let Some(listener) = metrics_listener {
             tasks.spawn(listen::serve_metrics(Arc::clone(&app), listener));
         }
-        let loaded = async {
-            follower.load(&Progress::on_terminal()).await?;
-            follower.poll().await
-        };
-        if let Err(error) = loaded.await {
+        if let Err(error) = follower.start(&Progress::on_terminal()).await {
             app.stopping.send_replace(true);
             return Err(error);
         }
@@ -312,9 +308,9 @@ async fn rehash(app: Arc<App>, mut wishes: mpsc::Receiver<Rehash>) {
 
 /// Warns of a standby that commits do not wait for, when one comes.
 async fn watch_standbys(app: Arc<App>) {
-    let mut stop = app.stopping.subscribe();
     if app.store.is_sqlite() {
-        return stop_of(&mut stop).await;
+        app.goes_on_for(Duration::MAX).await;
+        return;
     }
     loop {
         let asked = async {
@@ -334,27 +330,15 @@ async fn watch_standbys(app: Arc<App>) {
             }
             app.shared.loses_changes.store(found, Ordering::Relaxed);
         }
-        tokio::select! {
-            () = tokio::time::sleep(STANDBYS_EVERY) => {}
-            () = stop_of(&mut stop) => return,
+        if !app.goes_on_for(STANDBYS_EVERY).await {
+            return;
         }
     }
 }
 
-/// Ends when the server is told to.
-async fn stop_of(stop: &mut watch::Receiver<bool>) {
-    // OK to ignore: the sender lives as long as the app.
-    let _ = stop.wait_for(|stopping| *stopping).await;
-}
-
 /// Sweeps out rows that have had their time, now and then, until the server stops.
 async fn sweep(app: Arc<App>) {
-    let mut stop = app.stopping.subscribe();
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
-            () = stop_of(&mut stop) => return,
-        }
+    while app.goes_on_for(SWEEP_EVERY).await {
         let now = app.clock().now_us();
         let swept = async {
             changes::prune(&app.store, now - CHANGES_KEPT_US).await?;

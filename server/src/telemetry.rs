@@ -173,7 +173,7 @@ impl Metrics {
             "keyward_applied_seq",
             "gauge",
             "The last change that was applied to the table.",
-            &one(i128::from(*app.shared.applied.borrow())),
+            &one(i128::from(app.shared.followed.borrow().applied)),
         );
         family(
             "keyward_lease_margin_microseconds",

@@ -390,6 +390,13 @@ impl Node {
         self.deadline
     }
 
+    /// Whether everything must be loaded anew, so that the table is not what the number of the
+    /// last applied change says.
+    #[must_use]
+    pub fn must_load(&self) -> bool {
+        self.must_load
+    }
+
     /// The last applied change; -1 before the first load.
     #[must_use]
     pub fn applied_seq(&self) -> i64 {

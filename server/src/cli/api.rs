@@ -167,7 +167,7 @@ async fn create(
     for key in keys {
         let one = changes::create_scope(store, env, context, api, key.clone(), None).await?;
         added.push(json!({ "id": one.value.to_string(), "key": key, "description": null }));
-        done.seq = one.seq;
+        done = done.or_later(one.map(|_| api));
     }
     session.widened(done).await?;
     let object = json!({ "id": api.to_string(), "audience": audience, "scopes": added });

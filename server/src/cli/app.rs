@@ -13,7 +13,7 @@ use crate::lease::Settle;
 use crate::ops::{apis as api_changes, applications as changes};
 use crate::store::apis::{Api, Scope};
 use crate::store::applications::Application;
-use crate::store::{apis, applications};
+use crate::store::{Committed, apis, applications};
 
 /// Commands about applications.
 #[derive(Subcommand)]
@@ -170,11 +170,12 @@ async fn create(
     let pepper = session.keyring().await?.secrets().current_pepper();
     let (store, env, context) = (&session.store, session.env(), &session.context);
     let done = changes::create(store, env, context, pepper, name).await?;
-    let (mut seq, (app, secret)) = (done.seq, done.value);
+    let mut last = Committed { value: (), seq: done.seq, incarnation: done.incarnation };
+    let (app, secret) = done.value;
     if let Some(api) = &api {
-        seq = connect_and_grant(session, api.api, app, &granted).await?;
+        last = connect_and_grant(session, api.api, app, &granted).await?;
     }
-    session.widened(crate::store::Committed { value: (), seq }).await?;
+    session.widened(last).await?;
     session.out.object(&json!({
         "id": app.to_string(),
         "client_id": app.to_string(),
@@ -216,7 +217,7 @@ async fn update(
     let (store, env, context) = (&session.store, session.env(), &session.context);
     let done = changes::update(store, env, context, app, name, enabled).await?;
     let settle = if enabled == Some(true) { Settle::Widening } else { Settle::Narrowing };
-    session.settle(done.seq, settle).await?;
+    session.settle(done.stamp(), settle).await?;
     let found = applications::find(&mut store.read().await?, env, app)
         .await?
         .ok_or_else(|| Error::not_found("application"))?;
@@ -247,18 +248,24 @@ async fn grant(session: &Session, asked: Scopes, wanted: bool) -> Result<()> {
     let app = id(&asked.client_id)?;
     let api = find_api(session, asked.api.as_deref()).await?;
     let scopes = chosen(session, &api, asked.all_scopes, &asked.scope).await?;
-    let seq = if wanted {
-        connect_and_grant(session, api.api, app, &scopes).await?
+    let last = if wanted {
+        Some(connect_and_grant(session, api.api, app, &scopes).await?)
     } else {
         let (store, env, context) = (&session.store, session.env(), &session.context);
-        let mut seq = 0;
+        let mut last: Option<Committed<()>> = None;
         for scope in &scopes {
             let place = (api.api, app, scope.scope);
-            seq = api_changes::grant(store, env, context, place, false).await?.seq.max(seq);
+            let next = api_changes::grant(store, env, context, place, false).await?;
+            last = Some(match last {
+                Some(last) => last.or_later(next),
+                None => next,
+            });
         }
-        seq
+        last
     };
-    session.narrowed(crate::store::Committed { value: (), seq }).await?;
+    if let Some(last) = last {
+        session.narrowed(last).await?;
+    }
     let keys: Vec<&str> = scopes.iter().map(|scope| scope.key.as_str()).collect();
     let object = json!({
         "id": app.to_string(),
@@ -273,20 +280,21 @@ async fn grant(session: &Session, asked: Scopes, wanted: bool) -> Result<()> {
     session.out.done(&object, &sentence)
 }
 
-/// Connects `app` to `api` and grants it `scopes`; the number of the last change.
+/// Connects `app` to `api` and grants it `scopes`; the last change.
 async fn connect_and_grant(
     session: &Session,
     api: ApiId,
     app: AppId,
     scopes: &[Scope],
-) -> Result<i64> {
+) -> Result<Committed<()>> {
     let (store, env, context) = (&session.store, session.env(), &session.context);
-    let mut seq = api_changes::connect(store, env, context, api, vec![(app, true)]).await?.seq;
+    let connected = api_changes::connect(store, env, context, api, vec![(app, true)]).await?;
+    let mut last = connected.map(|_| ());
     for scope in scopes {
         let place = (api, app, scope.scope);
-        seq = api_changes::grant(store, env, context, place, true).await?.seq.max(seq);
+        last = last.or_later(api_changes::grant(store, env, context, place, true).await?);
     }
-    Ok(seq)
+    Ok(last)
 }
 
 /// The scopes of `api` that were asked for, by key or id.

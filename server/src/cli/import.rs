@@ -65,8 +65,8 @@ pub(super) async fn run(flags: ImportFlags, session: &Session) -> Result<()> {
     let mut total = Total::default();
     let imported = import(&mut reader, &flags, session, &progress, &mut total).await;
     progress.end();
-    if let Some(seq) = total.seq {
-        session.widened(Committed { value: (), seq }).await?;
+    if let Some(last) = total.last {
+        session.widened(last).await?;
     }
     imported.map_err(|mut error| {
         if total.done_to > 0 {
@@ -95,7 +95,7 @@ struct Total {
     imported: usize,
     skipped: usize,
     /// The last change.
-    seq: Option<i64>,
+    last: Option<Committed<()>>,
     /// The last line up to which everything is stored.
     done_to: usize,
 }
@@ -115,10 +115,10 @@ async fn import(
         // The next page is read while this one is written; what is wrong with it is told after.
         let (written, next) =
             tokio::join!(write(page, flags.skip_existing, session), reader.page(session));
-        let (imported, skipped, seq) = written?;
+        let (imported, skipped, change) = written?;
         total.imported += imported;
         total.skipped += skipped;
-        total.seq = seq.or(total.seq);
+        total.last = change.or(total.last.take());
         total.done_to = last;
         progress.advance(bytes);
         page = next?;
@@ -131,7 +131,7 @@ async fn write(
     mut page: Vec<Line>,
     skip_existing: bool,
     session: &Session,
-) -> Result<(usize, usize, Option<i64>)> {
+) -> Result<(usize, usize, Option<Committed<()>>)> {
     let (store, env) = (&session.store, session.env());
     let before = page.len();
     if skip_existing {
@@ -148,7 +148,7 @@ async fn write(
     let done: Committed<Vec<KeyId>> = changes::import(store, env, &session.context, imported)
         .await
         .map_err(|error| at_line(error, &numbers))?;
-    Ok((done.value.len(), skipped, Some(done.seq)))
+    Ok((done.value.len(), skipped, Some(done.map(|_| ()))))
 }
 
 /// Names the line of a key that `ops` calls by its place in the change.

@@ -133,7 +133,7 @@ pub(crate) async fn adopt_public_url(config: &Config, store: &Store) -> Result<(
     let mut conn = store.read().await?;
     let found = environments::by_slug(&mut conn, FIRST_ENVIRONMENT).await?;
     let of_listen = schema::meta(&mut conn, URL_OF_LISTEN).await?;
-    let others = nodes::read_by_all_others(&mut conn, store.node()).await?;
+    let is_alone = store.is_sqlite() || nodes::all(&mut conn).await?.rows.is_empty();
     drop(conn);
     let Some(environment) = found else { return Ok(()) };
     if config.public_url.is_some() && of_listen.is_some() {
@@ -146,8 +146,7 @@ pub(crate) async fn adopt_public_url(config: &Config, store: &Store) -> Result<(
         return Ok(());
     }
     // Nobody can call 0.0.0.0, and another server may answer at the present URL.
-    let alone = store.is_sqlite() || others.is_none();
-    if config.public_url.is_none() && (config.listen.ip().is_unspecified() || !alone) {
+    if config.public_url.is_none() && (config.listen.ip().is_unspecified() || !is_alone) {
         tracing::warn!(
             "the base URL is {}, and this server listens on {}: say with --public-url where \
              clients reach it",
@@ -170,5 +169,5 @@ pub(crate) async fn adopt_public_url(config: &Config, store: &Store) -> Result<(
         schema::set_meta(&mut store.side().await?, URL_OF_LISTEN, &public_url).await?;
     }
     let folder = Folder::existing(&config.folder);
-    session::wait_until_in_force(store, &folder, done.seq, Settle::Narrowing).await
+    session::wait_until_in_force(store, &folder, done.stamp(), Settle::Narrowing).await
 }

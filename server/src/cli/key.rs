@@ -370,7 +370,7 @@ async fn update(session: &Session, key: KeyId, patch: KeyPatch, verb: &str) -> R
     let (store, env, context) = (&session.store, session.env(), &session.context);
     let settle = patch.settle();
     let done = changes::update(store, env, context, key, patch).await?;
-    session.settle(done.seq, settle).await?;
+    session.settle(done.stamp(), settle).await?;
     session.out.done(&object(session, key).await?, &format!("The key {key} is {verb}."))
 }
 

@@ -9,18 +9,21 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use keyward_core::EnvId;
+use keyward_core::protocol::{Commit, Standing, Waiter};
 
 use super::out::Out;
 use crate::clock::{Clock, Entropy};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
-use crate::lease::{self, Settle};
+use crate::lease::{self, Others, Settle};
 use crate::ops::{Actor, Context};
 use crate::secrets::Keyring;
 use crate::store::environments::Environment;
 use crate::store::schema::{self, Found};
-use crate::store::{Committed, Location, Store, changes, environments, nodes, transfer};
+use crate::store::{
+    Committed, Location, Stamp, Store, changes, environments, life, nodes, transfer,
+};
 
 /// How often the folder's lock is tried while a change waits for the server that held it.
 const TRY_LOCK_EVERY: Duration = Duration::from_millis(50);
@@ -67,13 +70,13 @@ impl Session {
 
     /// Waits until a change that takes something away is in force, and returns what it returned.
     pub(super) async fn narrowed<T>(&self, done: Committed<T>) -> Result<T> {
-        self.settle(done.seq, Settle::Narrowing).await?;
+        self.settle(done.stamp(), Settle::Narrowing).await?;
         Ok(done.value)
     }
 
     /// Waits a moment for a change that gives something, and returns what it returned.
     pub(super) async fn widened<T>(&self, done: Committed<T>) -> Result<T> {
-        self.settle(done.seq, Settle::Widening).await?;
+        self.settle(done.stamp(), Settle::Widening).await?;
         Ok(done.value)
     }
 
@@ -81,15 +84,16 @@ impl Session {
     /// waits like that one before it says that the thing is gone.
     pub(super) async fn deleted<T>(&self, result: Result<T>) -> Result<T> {
         if result.as_ref().is_err_and(|error| error.kind == Kind::NotFound) {
-            let (head, _) = changes::head_and_nonce(&mut self.store.read().await?, -1).await?;
-            self.settle(head, Settle::Narrowing).await?;
+            let head = changes::head(&mut self.store.read().await?, -1).await?;
+            let stamp = Stamp { seq: head.seq, incarnation: head.incarnation };
+            self.settle(stamp, Settle::Narrowing).await?;
         }
         result
     }
 
     /// Waits until a change is in force, or a moment for one that only gives.
-    pub(super) async fn settle(&self, seq: i64, settle: Settle) -> Result<()> {
-        wait_until_in_force(&self.store, &self.folder, seq, settle).await
+    pub(super) async fn settle(&self, stamp: Stamp, settle: Settle) -> Result<()> {
+        wait_until_in_force(&self.store, &self.folder, stamp, settle).await
     }
 
     /// Ends the command's use of the store.
@@ -98,27 +102,43 @@ impl Session {
     }
 }
 
-/// Waits until change `seq` is in force with every server on the store.
+/// Waits until a change is in force with every server on the store.
 ///
 /// # Errors
 /// `Unavailable` when that cannot be confirmed; the change stands all the same.
 pub(super) async fn wait_until_in_force(
     store: &Store,
     folder: &Folder,
-    seq: i64,
+    stamp: Stamp,
     settle: Settle,
 ) -> Result<()> {
+    let Stamp { seq, incarnation } = stamp;
     let waited = async {
+        let at_us = store.clock.boot_us();
+        // This process has no node that could remember a failover; what the store remembers is
+        // asked for after the commit.
+        let past = store.in_time(life::note(store, incarnation, 0)).await?;
+        let quarantine_until_us = match past.quarantine_left_us {
+            0 => i64::MIN,
+            left_us => store.clock.boot_us().saturating_add(left_us),
+        };
+        let longest_us = past.longest_us;
+        let standing = Standing { incarnation, quarantine_until_us, longest_us };
+        let mut waiter = Waiter::begin(settle, Commit { seq, incarnation, at_us }, &standing);
+        let others = Others::default();
+        let wait =
+            async |waiter| lease::wait(store, Some(&others), || None, incarnation, waiter).await;
         if !store.is_sqlite() {
-            return lease::wait_for_others(store, None, seq, settle).await;
+            return wait(&mut waiter).await;
         }
         // Most of the time nobody is behind, and the lock, which a server could be about to take,
         // is left alone.
-        if nodes::behind(&mut store.read().await?, None, seq).await?.is_empty() {
+        let rows = nodes::all(&mut store.read().await?).await?.rows;
+        if waiter.behind(None, &rows).next().is_none() {
             return Ok(());
         }
         tokio::select! {
-            applied = lease::wait_for_others(store, None, seq, settle) => applied,
+            applied = wait(&mut waiter) => applied,
             freed = forget_dead_servers(store, folder) => freed,
         }
     };

@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 use crate::follower::{Follower, Shared};
 use crate::lease::Lease;
 use crate::progress::Progress;
-use crate::store::nodes;
 
 /// Longest standard input in bytes; a key is at most 512.
 const INPUT_BYTES_MAX: u64 = 4_096;
@@ -124,10 +123,8 @@ async fn judge(flags: &VerifyFlags, secret: &str, session: &Session) -> Result<V
     // No counter file is this process's own, so that the totals of all of them are the base.
     let own_file = [0xff; 16];
     let mut follower = Follower::new(store.clone(), Arc::clone(&shared), keyring, own_file);
-    let loaded = follower.load(&Progress::on_terminal()).await;
-    // Nobody shall wait for a process that answers once and ends.
-    nodes::remove(&mut store.side().await?, store.node()).await?;
-    loaded?;
+    // No lease is taken, so nobody waits for a process that answers once and ends.
+    follower.load(&Progress::on_terminal()).await?;
     let scopes: Vec<&str> = flags.scope.iter().map(String::as_str).collect();
     let question = Question {
         env: session.env(),

@@ -78,7 +78,7 @@ pub(crate) async fn create(call: Call) -> Result<Reply> {
     body.finish()?;
     let app = &call.app;
     let done = ops::create(&app.store, call.env, &call.context, name, audience).await?;
-    app.settle(done.seq, Settle::Widening).await?;
+    app.settle(done.stamp(), Settle::Widening).await?;
     let body = json!({
         "code": "OK",
         "message": "Success",
@@ -115,7 +115,7 @@ pub(crate) async fn delete(call: Call) -> Result<Reply> {
     let id = api_id(&call)?;
     let app = &call.app;
     let done = ops::delete(&app.store, call.env, &call.context, id).await?;
-    app.settle(done.seq, Settle::Narrowing).await?;
+    app.settle(done.stamp(), Settle::Narrowing).await?;
     let body = json!({ "code": "API_DELETED", "message": "API deleted and its keys revoked" });
     Ok(Reply::ok(body).seq(done.seq))
 }
@@ -138,7 +138,7 @@ pub(crate) async fn create_scope(call: Call) -> Result<Reply> {
     body.finish()?;
     let app = &call.app;
     let done = ops::create_scope(&app.store, call.env, &call.context, id, key, description).await?;
-    app.settle(done.seq, Settle::Widening).await?;
+    app.settle(done.stamp(), Settle::Widening).await?;
     let body = json!({
         "code": "OK",
         "message": "Success",
@@ -167,7 +167,7 @@ pub(crate) async fn update_scope(call: Call) -> Result<Reply> {
     let app = &call.app;
     let wish = (description.is_some() || clears).then_some(description);
     let done = ops::describe_scope(&app.store, call.env, &call.context, api, id, wish).await?;
-    app.settle(done.seq, Settle::Widening).await?;
+    app.settle(done.stamp(), Settle::Widening).await?;
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
 }
 
@@ -176,7 +176,7 @@ pub(crate) async fn delete_scope(call: Call) -> Result<Reply> {
     let (api, id) = (api_id(&call)?, scope_id(&call)?);
     let app = &call.app;
     let done = ops::delete_scope(&app.store, call.env, &call.context, api, id).await?;
-    app.settle(done.seq, Settle::Narrowing).await?;
+    app.settle(done.stamp(), Settle::Narrowing).await?;
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
 }
 
@@ -190,7 +190,7 @@ pub(crate) async fn connect(call: Call) -> Result<Reply> {
     let wishes = asked.into_iter().map(wish).collect::<Result<Vec<_>>>()?;
     let app = &call.app;
     let done = ops::connect(&app.store, call.env, &call.context, id, wishes).await?;
-    app.settle(done.seq, Settle::Narrowing).await?;
+    app.settle(done.stamp(), Settle::Narrowing).await?;
     let words = |apps: &[AppId]| apps.iter().map(AppId::to_string).collect::<Vec<_>>();
     let (connected, parted) = &done.value;
     Ok(Reply::ok(json!({
@@ -237,6 +237,6 @@ async fn set_grant(call: &Call, wanted: bool) -> Result<Reply> {
     let app = &call.app;
     let done = ops::grant(&app.store, call.env, &call.context, place, wanted).await?;
     let settle = if wanted { Settle::Widening } else { Settle::Narrowing };
-    app.settle(done.seq, settle).await?;
+    app.settle(done.stamp(), settle).await?;
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
 }

@@ -83,7 +83,7 @@ pub(crate) async fn create(call: Call) -> Result<Reply> {
     }
     let app = &call.app;
     let done = ops::create(&app.store, call.env, &call.context, app.pepper(), name).await?;
-    app.settle(done.seq, Settle::Widening).await?;
+    app.settle(done.stamp(), Settle::Widening).await?;
     let (id, secret) = &done.value;
     Ok(Reply::created(json!({
         "code": "OK",
@@ -123,7 +123,7 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
     let app = &call.app;
     let done = ops::update(&app.store, call.env, &call.context, id, name, enabled).await?;
     let settle = if enabled == Some(true) { Settle::Widening } else { Settle::Narrowing };
-    app.settle(done.seq, settle).await?;
+    app.settle(done.stamp(), settle).await?;
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
 }
 
@@ -132,7 +132,7 @@ pub(crate) async fn delete(call: Call) -> Result<Reply> {
     let id = app_id(&call)?;
     let app = &call.app;
     let done = ops::delete(&app.store, call.env, &call.context, id).await?;
-    app.settle(done.seq, Settle::Narrowing).await?;
+    app.settle(done.stamp(), Settle::Narrowing).await?;
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
 }
 
@@ -148,7 +148,7 @@ pub(crate) async fn rotate_secret(call: Call) -> Result<Reply> {
     let pepper = app.pepper();
     let done =
         ops::rotate_secret(&app.store, call.env, &call.context, pepper, id, overlap_us).await?;
-    app.settle(done.seq, Settle::Narrowing).await?;
+    app.settle(done.stamp(), Settle::Narrowing).await?;
     Ok(Reply::created(json!({
         "code": "APPLICATION_SECRET_ROTATED",
         "message": "Application secret rotated",

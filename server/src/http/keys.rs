@@ -125,7 +125,7 @@ pub(crate) async fn issue(call: Call) -> Result<Reply> {
     body.finish()?;
     let app = &call.app;
     let issued = ops::issue(&app.store, call.env, &call.context, app.pepper(), new).await?;
-    app.settle(issued.seq, Settle::Widening).await?;
+    app.settle(issued.stamp(), Settle::Widening).await?;
     let (id, secret) = (issued.value.key, issued.value.secret.expose());
     let body = wire::shown_once("API_KEY_CREATED", "API key created", id, secret);
     Ok(Reply::created(body).seq(issued.seq).secret())
@@ -150,7 +150,7 @@ pub(crate) async fn import(call: Call) -> Result<Reply> {
     }
     let app = &call.app;
     let done = ops::import(&app.store, call.env, &call.context, imported).await?;
-    app.settle(done.seq, Settle::Widening).await?;
+    app.settle(done.stamp(), Settle::Widening).await?;
     let ids: Vec<Value> = done.value.iter().map(|id| json!({ "id": id.to_string() })).collect();
     Ok(Reply::ok(json!({
         "code": "API_KEYS_IMPORTED",
@@ -167,7 +167,7 @@ pub(crate) async fn rotate(call: Call) -> Result<Reply> {
     call.body()?.finish()?;
     let app = &call.app;
     let rotated = ops::rotate(&app.store, call.env, &call.context, app.pepper(), id).await?;
-    app.settle(rotated.seq, Settle::Narrowing).await?;
+    app.settle(rotated.stamp(), Settle::Narrowing).await?;
     let secret = rotated.value.secret.expose();
     let body = wire::shown_once("API_KEY_ROTATED", "API key rotated", id, secret);
     Ok(Reply::created(body).seq(rotated.seq).secret())
@@ -196,7 +196,7 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
     body.finish()?;
     let (app, settle) = (&call.app, patch.settle());
     let done = ops::update(&app.store, call.env, &call.context, id, patch).await?;
-    app.settle(done.seq, settle).await?;
+    app.settle(done.stamp(), settle).await?;
     Ok(Reply::ok(json!({
         "code": "API_KEY_UPDATED",
         "message": "API key updated",
@@ -215,7 +215,7 @@ pub(crate) async fn revoke(call: Call) -> Result<Reply> {
     let id = key_id(&call)?;
     let app = &call.app;
     let done = ops::revoke(&app.store, call.env, &call.context, id, None).await?;
-    app.settle(done.seq, Settle::Narrowing).await?;
+    app.settle(done.stamp(), Settle::Narrowing).await?;
     let body = json!({ "code": "API_KEY_DELETED", "message": "API key revoked" });
     Ok(Reply::ok(body).seq(done.seq))
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use hyper::{HeaderMap, Method, StatusCode};
 use keyward_core::EnvId;
+use keyward_core::protocol::Head;
 use serde_json::{Value, json};
 
 use super::call::{Answer, Call, Reply, json_answer, json_text};
@@ -17,9 +18,9 @@ use crate::App;
 use crate::error::{Error, Kind, Result};
 use crate::lease::Settle;
 use crate::ops::{Actor, IdempotencyKey};
-use crate::store::changes;
 use crate::store::idempotency::{self, Earlier};
 use crate::store::schema::hex;
+use crate::store::{Stamp, changes};
 
 /// Carries out a write, once for each idempotency key.
 pub(crate) async fn write(
@@ -127,10 +128,21 @@ fn idempotency_key(
 
 /// Waits until everything that is committed now is in force.
 async fn settle_all(app: &App) -> Result<()> {
+    app.settle(head(app).await?, Settle::Narrowing).await
+}
+
+/// The last change, in the present life of the database.
+async fn head(app: &App) -> Result<Stamp> {
     let mut conn = app.store.read().await?;
-    let (head, _) = changes::head_and_nonce(&mut conn, -1).await?;
-    drop(conn);
-    app.settle(head, Settle::Narrowing).await
+    let Head { seq, incarnation, .. } = changes::head(&mut conn, -1).await?;
+    Ok(Stamp { seq, incarnation })
+}
+
+/// Waits for the change with the number that a kept reply tells. The reply was found in the
+/// database as it is now, so the number is one of its present life.
+async fn settle_again(app: &App, seq: i64) -> Result<()> {
+    let stamp = Stamp { seq, ..head(app).await? };
+    app.settle(stamp, Settle::Narrowing).await
 }
 
 /// What a repeated write is told. The first answer waited until its change was in force, and so
@@ -146,7 +158,7 @@ async fn replay(app: &App, route: &Route, earlier: &Earlier) -> Answer {
             let seq =
                 serde_json::from_str::<Value>(reply).ok().and_then(|v| v.get("seq")?.as_i64());
             if let Some(seq) = seq
-                && let Err(error) = app.settle(seq, Settle::Narrowing).await
+                && let Err(error) = settle_again(app, seq).await
             {
                 return error::answer(&error);
             }

@@ -115,7 +115,7 @@ pub(crate) async fn create(call: Call) -> Result<Reply> {
     body.ignore(UNUSED_AT_CREATION);
     body.finish()?;
     let done = organizations::create(&call.app.store, call.env, &call.context, new).await?;
-    call.app.settle(done.seq, Settle::Widening).await?;
+    call.app.settle(done.stamp(), Settle::Widening).await?;
     Ok(Reply::ok(json!({
         "code": "OK",
         "message": "Success",
@@ -144,7 +144,7 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
     body.finish()?;
     let settle = settling(patch.suspended);
     let done = organizations::update(&call.app.store, call.env, &call.context, org, patch).await?;
-    call.app.settle(done.seq, settle).await?;
+    call.app.settle(done.stamp(), settle).await?;
     Ok(succeeded(done.seq))
 }
 
@@ -152,7 +152,7 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
 pub(crate) async fn delete(call: Call) -> Result<Reply> {
     let org = org_in_path(&call)?;
     let done = organizations::delete(&call.app.store, call.env, &call.context, org).await?;
-    call.app.settle(done.seq, Settle::Narrowing).await?;
+    call.app.settle(done.stamp(), Settle::Narrowing).await?;
     Ok(succeeded(done.seq))
 }
 
@@ -191,7 +191,7 @@ pub(crate) async fn add_members(call: Call) -> Result<Reply> {
     let changes = take_members(&call, false)?;
     let (store, context) = (&call.app.store, &call.context);
     let done = organizations::change_members(store, call.env, context, org, changes).await?;
-    call.app.settle(done.seq, Settle::Widening).await?;
+    call.app.settle(done.stamp(), Settle::Widening).await?;
     Ok(Reply::ok(json!({
         "code": "OK",
         "message": "Success",
@@ -209,7 +209,7 @@ pub(crate) async fn update_members(call: Call) -> Result<Reply> {
     let (store, context) = (&call.app.store, &call.context);
     let done = organizations::change_members(store, call.env, context, org, changes).await?;
     let settle = if narrows { Settle::Narrowing } else { Settle::Widening };
-    call.app.settle(done.seq, settle).await?;
+    call.app.settle(done.stamp(), settle).await?;
     Ok(Reply::ok(json!({
         "code": "OK",
         "message": "Success",
@@ -226,7 +226,7 @@ pub(crate) async fn remove_member(call: Call) -> Result<Reply> {
     let user = UserId::parse(call.path("user_id")).ok_or_else(|| Error::not_found("member"))?;
     let (store, context) = (&call.app.store, &call.context);
     let done = organizations::remove_member(store, call.env, context, org, user).await?;
-    call.app.settle(done.seq, Settle::Narrowing).await?;
+    call.app.settle(done.stamp(), Settle::Narrowing).await?;
     Ok(succeeded(done.seq))
 }
 

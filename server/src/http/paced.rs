@@ -59,3 +59,34 @@ impl Body for Paced {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_body_comes_whole_and_each_piece_that_is_taken_is_a_step() {
+        for length in [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 10 * PIECE_BYTES] {
+            let whole: Bytes = (0..length).map(|n| n as u8).collect();
+            let connection = Arc::new(Connection::from(Ipv4Addr::LOCALHOST.into(), false));
+            let mut body = Paced::new(Full::new(whole.clone()), Arc::clone(&connection));
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            let (mut got, mut pieces) = (Vec::new(), 0);
+            loop {
+                assert_eq!(body.size_hint().exact(), Some((length - got.len()) as u64));
+                assert_eq!(body.is_end_stream(), got.len() == length);
+                let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut context)
+                else {
+                    break;
+                };
+                got.extend_from_slice(&frame.into_data().expect("data"));
+                pieces += 1;
+                assert_eq!(connection.turn.steps(), pieces);
+            }
+            assert_eq!((got.len(), pieces as usize), (length, length.div_ceil(PIECE_BYTES)));
+            assert_eq!(got, whole);
+        }
+    }
+}

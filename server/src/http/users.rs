@@ -97,7 +97,7 @@ pub(crate) async fn create(call: Call) -> Result<Reply> {
     }
     body.finish()?;
     let done = users::create(&call.app.store, call.env, &call.context, new).await?;
-    call.app.settle(done.seq, Settle::Widening).await?;
+    call.app.settle(done.stamp(), Settle::Widening).await?;
     Ok(Reply::ok(json!({
         "id": done.value.as_str(),
         "created": true,
@@ -163,7 +163,7 @@ pub(crate) async fn update(call: Call) -> Result<Reply> {
     let done = users::update(&call.app.store, call.env, &call.context, id, patch)
         .await
         .map_err(named_in_query)?;
-    call.app.settle(done.seq, settle).await?;
+    call.app.settle(done.stamp(), settle).await?;
     let user = done.value;
     Ok(Reply::ok(json!({
         "id": user.user.as_str(),
@@ -185,7 +185,7 @@ pub(crate) async fn delete(call: Call) -> Result<Reply> {
     let done = users::delete(&call.app.store, call.env, &call.context, id)
         .await
         .map_err(named_in_query)?;
-    call.app.settle(done.seq, Settle::Narrowing).await?;
+    call.app.settle(done.stamp(), Settle::Narrowing).await?;
     Ok(Reply::ok(json!({ "code": "OK", "message": "Success" })).seq(done.seq))
 }
 

@@ -1,8 +1,10 @@
 //! The change log: what was committed, in the order it was committed, without a gap.
 
+use keyward_core::protocol::{Head, Incarnation, Nonce};
 use keyward_core::{ApiId, EnvId, KeyId, OrgCode, UserId};
 use sqlx::QueryBuilder;
 
+use super::life::{self, with_life};
 use super::write::Touched;
 use super::{Conn, Store, row, rows, run};
 use crate::error::{Error, Result};
@@ -23,28 +25,32 @@ pub(crate) struct NewChange {
 /// A change as a follower reads it.
 pub(crate) struct Change {
     pub(crate) seq: i64,
-    pub(crate) nonce: Vec<u8>,
+    pub(crate) nonce: Nonce,
     pub(crate) env: EnvId,
     pub(crate) node: Vec<u8>,
     pub(crate) touched: Vec<Touched>,
 }
 
-/// Where both logs stand.
+/// Where both logs stand, in which life of the database.
 pub(crate) struct Heads {
     pub(crate) seq: i64,
     pub(crate) audit_no: i64,
+    pub(crate) incarnation: Incarnation,
 }
 
 /// Reads where both logs stand; in a write transaction, under its lock.
 pub(crate) async fn heads(conn: &mut Conn) -> Result<Heads> {
-    let found = row!(
+    type Row = (i64, i64, Option<String>, String, Option<String>);
+    let found = with_life!(
+        row,
         conn,
-        (i64, i64),
-        "select seq, (select coalesce(max(audit_no), 0) from audit_log)
-         from change_head where one = 1",
+        Row,
+        "select seq, (select coalesce(max(audit_no), 0) from audit_log), ",
+        " from change_head where one = 1",
     )?;
-    let (seq, audit_no) = found.ok_or_else(|| Error::internal("the change head is missing"))?;
-    Ok(Heads { seq, audit_no })
+    let (seq, audit_no, store, system, timeline) = found.ok_or_else(headless)?;
+    let incarnation = life::incarnation(store, &system, timeline)?;
+    Ok(Heads { seq, audit_no, incarnation })
 }
 
 /// Writes the changes of one transaction and moves the head to the last of them.
@@ -82,18 +88,35 @@ pub(crate) async fn insert(conn: &mut Conn, node: [u8; 16], changes: Vec<NewChan
     Ok(())
 }
 
-/// The number of the last committed change and, when `applied` is one of this database, its nonce.
-pub(crate) async fn head_and_nonce(
-    conn: &mut Conn,
-    applied: i64,
-) -> Result<(i64, Option<Vec<u8>>)> {
-    row!(
+/// Writes the head as it is.
+pub(crate) async fn touch_head(conn: &mut Conn) -> Result<()> {
+    run!(conn, "update change_head set seq = seq where one = 1")?;
+    Ok(())
+}
+
+/// The number of the last committed change, the nonce of change `at` if the log has it, and the
+/// life of the database that says so; all in one statement.
+///
+/// # Errors
+/// `Unavailable` when the database is a standby, which must never be followed.
+pub(crate) async fn head(conn: &mut Conn, at: i64) -> Result<Head> {
+    type Row = (i64, Option<Vec<u8>>, Option<String>, String, Option<String>);
+    let found = with_life!(
+        row,
         conn,
-        (i64, Option<Vec<u8>>),
-        "select seq, (select nonce from change_log where seq = $1) from change_head where one = 1",
-        applied,
-    )?
-    .ok_or_else(|| Error::internal("the change head is missing"))
+        Row,
+        "select seq, (select nonce from change_log where seq = $1), ",
+        " from change_head where one = 1",
+        at,
+    )?;
+    let (seq, nonce, store, system, timeline) = found.ok_or_else(headless)?;
+    let nonce = nonce.map(|nonce| super::id16(&nonce).map(Nonce)).transpose()?;
+    Ok(Head { seq, nonce, incarnation: life::incarnation(store, &system, timeline)? })
+}
+
+/// That the store lacks what every store has.
+pub(super) fn headless() -> Error {
+    Error::internal("the change head is missing")
 }
 
 /// The next changes after `applied`, at most [`PAGE`].
@@ -111,6 +134,7 @@ pub(crate) async fn after(conn: &mut Conn, applied: i64) -> Result<Vec<Change>> 
         .into_iter()
         .map(|(seq, nonce, env, touched, node)| {
             let env = super::id16(&env).map(EnvId::from_bytes)?;
+            let nonce = super::id16(&nonce).map(Nonce)?;
             Ok(Change { seq, nonce, env, node, touched: parse(&touched)? })
         })
         .collect()

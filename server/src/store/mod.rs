@@ -27,9 +27,12 @@ pub(crate) mod changes;
 pub(crate) mod counts;
 pub(crate) mod engine;
 pub(crate) mod environments;
+pub(crate) mod hints;
 pub(crate) mod idempotency;
 pub(crate) mod keys;
+pub(crate) mod life;
 pub(crate) mod nodes;
+mod notices;
 pub(crate) mod owners;
 pub(crate) mod pages;
 pub(crate) mod schema;
@@ -37,12 +40,14 @@ pub(crate) mod sealed;
 pub(crate) mod transfer;
 mod write;
 
-pub use write::{Committed, Fact, Outcome, Touched, Tx};
+pub use write::{Committed, Fact, Outcome, Stamp, Touched, Tx};
 
 /// How many connections read at once; writes have one of their own.
 const READERS_MAX: u32 = 4;
 /// How long a server may take to answer before its connection is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// How long a connection to a server may take to be there.
+const ACQUIRE_MAX: Duration = Duration::from_secs(5);
 /// How long a process waits for another's write to end on SQLite.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -107,6 +112,29 @@ impl Conn {
             Conn::Postgres(c) => sqlx::raw_sql(sql).execute(&mut **c).await.map(|_| ()),
         }
         .map_err(failed)
+    }
+
+    /// Commits a transaction that others rely on. Success means that it is where it has to be: on
+    /// disk, and with the standbys that the server waits for.
+    ///
+    /// # Errors
+    /// After any of them the outcome is unknown.
+    pub(crate) async fn commit(&mut self) -> Result<()> {
+        match self {
+            Conn::Sqlite(_) => self.raw("commit").await,
+            Conn::Postgres(_) => notices::without_warning(self.raw("commit")).await,
+        }
+    }
+
+    /// Commits like [`Conn::commit`], and hints to whoever listens that change `seq` is there.
+    pub(crate) async fn commit_change(&mut self, seq: i64) -> Result<()> {
+        match self {
+            Conn::Sqlite(_) => self.raw("commit").await,
+            Conn::Postgres(_) => {
+                let text = sqlx::AssertSqlSafe(format!("notify keyward, '{seq}'; commit"));
+                notices::without_warning(self.raw_text(text)).await
+            }
+        }
     }
 
     /// Begins a transaction that sees one snapshot of the store and writes nothing.
@@ -385,14 +413,13 @@ async fn open_postgres(url: &ServerUrl) -> Result<Pools> {
         })?
         .application_name("keyward")
         .disable_statement_logging();
-    let acquire = Duration::from_secs(5);
     let write = PgPoolOptions::new()
         .max_connections(5)
-        .acquire_timeout(acquire)
+        .acquire_timeout(ACQUIRE_MAX)
         .connect_lazy_with(options.clone());
     let read = PgPoolOptions::new()
         .max_connections(READERS_MAX)
-        .acquire_timeout(acquire)
+        .acquire_timeout(ACQUIRE_MAX)
         .connect_lazy_with(options);
     drop(write.acquire().await.map_err(|cause| cannot_connect(url, cause))?);
     Ok(Pools::Postgres { read, write })

@@ -1,98 +1,141 @@
 //! The lease table: which processes verify from this database, and how far they have read.
+//!
+//! What the rows mean and when one may be written is decided in `keyward_core::protocol`; here are
+//! the transactions that it demands.
 
-use super::{Conn, Store, id16, row, rows, run};
+use keyward_core::protocol::{Incarnation, LeaseRow, NodeId, Tell, Told};
+
+use super::life::{self, with_life};
+use super::{Conn, Store, Unfinished, changes, id16, rows, run};
 use crate::error::Result;
 
-/// A node that has not applied a change yet.
-#[derive(Debug, Clone)]
-pub(crate) struct Behind {
-    pub(crate) node: [u8; 16],
-    /// Its row's generation: a row that moved on meanwhile must not be reaped.
-    pub(crate) generation: i64,
-    pub(crate) lease_us: i64,
+/// Every row, and the life of the database that they are of.
+#[derive(Clone, Debug)]
+pub(crate) struct Rows {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) rows: Vec<LeaseRow>,
 }
 
-/// Makes or renews this process's row.
-pub(crate) async fn register(
-    conn: &mut Conn,
-    node: [u8; 16],
-    acked: i64,
-    lease_us: i64,
-    now: i64,
-) -> Result<()> {
-    run!(
+/// Carries out a telling: writes this process's row, if the database is still the one that was
+/// followed and nobody waited this process out.
+///
+/// K is shared with others who tell, and keeps a change from being committed between the head that
+/// is read and the row that is written. It has a statement of its own: one that waits for it and
+/// reads in one go sees a snapshot from before the wait. Nobody may hold it for long, so a process
+/// that stops in here loses its transaction after 1 s, and one that waits gives up after a third of
+/// its lease. The commit itself has no such limit: a server would end its wait for a standby with a
+/// mere warning.
+///
+/// # Errors
+/// `Unavailable` when it failed or its outcome is unknown; it may be carried out all the same.
+pub(crate) async fn tell(store: &Store, tell: &Tell) -> Result<Told> {
+    let mut conn = Unfinished::of(store.side().await?);
+    match &*conn {
+        Conn::Sqlite(_) => conn.raw("begin immediate").await?,
+        Conn::Postgres(_) => {
+            let wait_ms = (tell.lease_us / 3_000).max(1);
+            conn.raw_text(sqlx::AssertSqlSafe(format!(
+                "begin isolation level read committed; \
+                 set local idle_in_transaction_session_timeout = '1s'; \
+                 set local statement_timeout = {wait_ms}; \
+                 set local synchronous_commit = on; select pg_advisory_xact_lock_shared(7163001)"
+            )))
+            .await?;
+        }
+    }
+    let head = changes::head(&mut conn, tell.acked_seq).await?;
+    let is_written = tell.continues(&head) && write(&mut conn, store, tell).await? > 0;
+    match &*conn {
+        Conn::Sqlite(_) => conn.raw("commit").await?,
+        Conn::Postgres(_) => {
+            conn.raw("set local statement_timeout = 0").await?;
+            conn.commit().await?;
+        }
+    }
+    conn.finish();
+    Ok(Told { generation: tell.generation, head, is_written })
+}
+
+async fn write(conn: &mut Conn, store: &Store, tell: &Tell) -> Result<u64> {
+    let (node, now) = (tell.node.0.as_slice(), store.clock.wall_us());
+    match tell.confirmed {
+        Some(confirmed) => run!(
+            conn,
+            "update node_lease set gen = $2, acked_seq = $3, lease_us = $4, renewed_at = $5
+             where node_id = $1 and gen >= $6 and gen < $2",
+            node,
+            tell.generation,
+            tell.acked_seq,
+            tell.lease_us,
+            now,
+            confirmed,
+        ),
+        None => run!(
+            conn,
+            "insert into node_lease (node_id, gen, acked_seq, lease_us, renewed_at)
+             values ($1, $2, $3, $4, $5)
+             on conflict (node_id) do update
+             set gen = excluded.gen, acked_seq = excluded.acked_seq,
+                 lease_us = excluded.lease_us, renewed_at = excluded.renewed_at
+             where node_lease.gen < excluded.gen",
+            node,
+            tell.generation,
+            tell.acked_seq,
+            tell.lease_us,
+            now,
+        ),
+    }
+}
+
+/// All rows, in one statement.
+pub(crate) async fn all(conn: &mut Conn) -> Result<Rows> {
+    type Row = (
+        Option<String>,
+        String,
+        Option<String>,
+        Option<Vec<u8>>,
+        Option<i64>,
+        Option<i64>,
+        Option<i64>,
+    );
+    let found = with_life!(
+        rows,
         conn,
-        "insert into node_lease (node_id, gen, acked_seq, lease_us, renewed_at)
-         values ($1, 1, $2, $3, $4)
-         on conflict (node_id) do update
-         set gen = node_lease.gen + 1, acked_seq = excluded.acked_seq,
-             lease_us = excluded.lease_us, renewed_at = excluded.renewed_at",
-        node.as_slice(),
-        acked,
-        lease_us,
-        now,
+        Row,
+        "select ",
+        ", n.node_id, n.gen, n.acked_seq, n.lease_us
+         from change_head h left join node_lease n on true where h.one = 1",
     )?;
-    Ok(())
-}
-
-/// Says that this process has applied everything up to `seq`; false when its row was reaped.
-pub(crate) async fn acknowledge(
-    conn: &mut Conn,
-    node: [u8; 16],
-    seq: i64,
-    now: i64,
-) -> Result<bool> {
-    let touched = run!(
-        conn,
-        "update node_lease set acked_seq = $2, renewed_at = $3, gen = gen + 1
-         where node_id = $1",
-        node.as_slice(),
-        seq,
-        now,
-    )?;
-    Ok(touched > 0)
-}
-
-/// The nodes other than `own` that have not applied `seq`.
-pub(crate) async fn behind(
-    conn: &mut Conn,
-    own: Option<[u8; 16]>,
-    seq: i64,
-) -> Result<Vec<Behind>> {
-    rows!(
-        conn,
-        (Vec<u8>, i64, i64),
-        "select node_id, gen, lease_us from node_lease where acked_seq < $1 and node_id <> $2",
-        seq,
-        own.unwrap_or([0; 16]).as_slice(),
-    )?
-    .into_iter()
-    .map(|(node, generation, lease_us)| Ok(Behind { node: id16(&node)?, generation, lease_us }))
-    .collect()
-}
-
-/// Up to which change every node but `own` has read; `None` when there is no other.
-pub(crate) async fn read_by_all_others(conn: &mut Conn, own: [u8; 16]) -> Result<Option<i64>> {
-    let found = row!(
-        conn,
-        (Option<i64>,),
-        "select min(acked_seq) from node_lease where node_id <> $1",
-        own.as_slice(),
-    )?;
-    Ok(found.and_then(|(least,)| least))
+    let mut incarnation = None;
+    let mut rows = Vec::with_capacity(found.len());
+    for (store, system, timeline, node, generation, acked_seq, lease_us) in found {
+        incarnation = Some(life::incarnation(store, &system, timeline)?);
+        // Without any node there is one row, and nothing of a node in it.
+        if let (Some(node), Some(generation), Some(acked_seq), Some(lease_us)) =
+            (node, generation, acked_seq, lease_us)
+        {
+            rows.push(LeaseRow { node: NodeId(id16(&node)?), generation, acked_seq, lease_us });
+        }
+    }
+    let incarnation = incarnation.ok_or_else(changes::headless)?;
+    Ok(Rows { incarnation, rows })
 }
 
 /// Removes nodes whose lease was waited out, unless they were heard of meanwhile.
-pub(crate) async fn reap(store: &Store, nodes: &[Behind]) -> Result<()> {
-    let mut conn = store.side().await?;
+pub(crate) async fn reap<'r>(
+    store: &Store,
+    nodes: impl Iterator<Item = &'r LeaseRow>,
+) -> Result<()> {
+    let mut conn = Unfinished::of(store.side().await?);
     for node in nodes {
         run!(
-            &mut conn,
+            &mut *conn,
             "delete from node_lease where node_id = $1 and gen = $2",
-            node.node.as_slice(),
+            node.node.0.as_slice(),
             node.generation,
         )?;
     }
+    conn.finish();
     Ok(())
 }
 
@@ -108,3 +151,6 @@ pub(crate) async fn remove_all(conn: &mut Conn) -> Result<()> {
     run!(conn, "delete from node_lease")?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use keyward_core::protocol::LeaseRow;
 use sqlx::postgres::PgConnectOptions;
 
 use super::{Conn, Location, Pools, Store, nodes, schema};
@@ -60,7 +61,7 @@ pub(crate) async fn refuse_if_moved(conn: &mut Conn) -> Result<()> {
 async fn refuse_running_server(store: &Store, progress: &Progress) -> Result<()> {
     let began = store.clock.boot_us();
     let mut conn = store.read().await?;
-    let first = nodes::behind(&mut conn, None, i64::MAX).await?;
+    let first = nodes::all(&mut conn).await?.rows;
     // 1 % more than the longest lease, for clocks that run at different rates.
     let limit = first.iter().map(|node| node.lease_us + node.lease_us / 100).max().unwrap_or(0);
     progress.begin("waiting for leases to end (ms)", limit / 1_000);
@@ -74,8 +75,8 @@ async fn refuse_running_server(store: &Store, progress: &Progress) -> Result<()>
         progress.advance(usize::try_from((elapsed - shown) / 1_000).unwrap_or(0));
         shown = elapsed;
         tokio::time::sleep(WATCH_EVERY).await;
-        let now = nodes::behind(&mut conn, None, i64::MAX).await?;
-        let unchanged = |node: &nodes::Behind| {
+        let now = nodes::all(&mut conn).await?.rows;
+        let unchanged = |node: &LeaseRow| {
             first.iter().any(|then| then.node == node.node && then.generation == node.generation)
         };
         if !now.iter().all(unchanged) {

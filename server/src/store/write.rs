@@ -19,6 +19,7 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use keyward_core::protocol::Incarnation;
 use keyward_core::{ApiId, EnvId, KeyId, OrgCode, UserId};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -96,6 +97,37 @@ pub struct Committed<T> {
     pub value: T,
     /// The change's place in the change log.
     pub seq: i64,
+    /// The life of the database that the change log is of.
+    pub incarnation: Incarnation,
+}
+
+/// What is waited for before a change is acknowledged: its number, and the life of the database in
+/// which that number means this change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// The change's place in the change log.
+    pub seq: i64,
+    /// The life of the database.
+    pub incarnation: Incarnation,
+}
+
+impl<T> Committed<T> {
+    /// What is to be waited for.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { seq: self.seq, incarnation: self.incarnation }
+    }
+
+    /// The same change with another result.
+    pub fn map<U>(self, result: impl FnOnce(T) -> U) -> Committed<U> {
+        let Self { value, seq, incarnation } = self;
+        Committed { value: result(value), seq, incarnation }
+    }
+
+    /// The later of two changes: whoever waited for it need not wait for the other.
+    #[must_use]
+    pub fn or_later(self, other: Self) -> Self {
+        if other.seq > self.seq { other } else { self }
+    }
 }
 
 /// A write transaction, as one change sees it.
@@ -105,6 +137,10 @@ pub struct Tx {
     pub(crate) now: i64,
     /// Where ids and secrets come from.
     pub(crate) entropy: Entropy,
+    /// The life of the database, read under the lock.
+    incarnation: Incarnation,
+    /// Whether a caller will be told of a change that an earlier transaction made.
+    tells_of_earlier: bool,
     head: i64,
     audit_head: i64,
     changes: Vec<changes::NewChange>,
@@ -115,6 +151,11 @@ impl Tx {
     /// The sequence number that this change has if it changes anything.
     pub(crate) fn seq(&self) -> i64 {
         self.head + 1
+    }
+
+    /// A result of change `seq`, which is one of this database.
+    fn committed<T>(&self, value: T, seq: i64) -> Committed<T> {
+        Committed { value, seq, incarnation: self.incarnation }
     }
 }
 
@@ -249,10 +290,13 @@ impl Store {
                         idempotency::reserve(&mut tx.conn, env, key, target, tx.now).await?;
                     }
                     Ok(match outcome {
-                        Outcome::Reached(value, seq) => Committed { value, seq },
+                        Outcome::Reached(value, seq) => {
+                            tx.tells_of_earlier = true;
+                            tx.committed(value, seq)
+                        }
                         Outcome::Changed(value, fact) => {
                             let seq = tx.conclude(env, &context, action, fact);
-                            Committed { value, seq }
+                            tx.committed(value, seq)
                         }
                     })
                 })
@@ -353,7 +397,8 @@ impl Writer {
                 conn.raw(
                     "begin isolation level read committed; \
                      set local idle_in_transaction_session_timeout = '1s'; \
-                     set local synchronous_commit = on; select pg_advisory_xact_lock(7163001)",
+                     set local synchronous_commit = on; set local statement_timeout = 0; \
+                     select pg_advisory_xact_lock(7163001)",
                 )
                 .await?;
             }
@@ -363,6 +408,8 @@ impl Writer {
             conn: conn.keep(),
             now: self.clock.now_us(),
             entropy: self.entropy.clone(),
+            incarnation: heads.incarnation,
+            tells_of_earlier: false,
             head: heads.seq,
             audit_head: heads.audit_no,
             changes: Vec::new(),
@@ -414,7 +461,8 @@ impl Writer {
             Ok(()) => {
                 let mut result = self.pools.in_time(write_logs(&mut tx, self.node)).await;
                 if result.is_ok() {
-                    result = self.pools.in_time(tx.conn.raw("commit")).await;
+                    let commit = tx.conn.commit_change(tx.head);
+                    result = self.pools.in_time(commit).await;
                     in_doubt = result.is_err();
                 }
                 result
@@ -500,7 +548,13 @@ async fn unwinding<T>(mut step: Step<'_, T>) -> Result<T> {
 async fn write_logs(tx: &mut Tx, node: [u8; 16]) -> Result<()> {
     let audit_head = tx.audit_head;
     audit::insert(&mut tx.conn, audit_head, std::mem::take(&mut tx.audits)).await?;
-    changes::insert(&mut tx.conn, node, std::mem::take(&mut tx.changes)).await
+    let changes = std::mem::take(&mut tx.changes);
+    if changes.is_empty() && tx.tells_of_earlier && matches!(tx.conn, Conn::Postgres(_)) {
+        // What was reached may be a change whose commit was never confirmed. A commit that wrote
+        // nothing would wait for no standby; one that wrote anything waits for all before it too.
+        return changes::touch_head(&mut tx.conn).await;
+    }
+    changes::insert(&mut tx.conn, node, changes).await
 }
 
 /// Closes a connection instead of giving it back to the pool.

@@ -212,7 +212,7 @@ on_both_engines! {
         let patch =
             EnvironmentPatch { user_registration: Some(false), ..EnvironmentPatch::default() };
         let done = environments::update(&app.store, env, &Context::system("test"), patch).await;
-        app.settle(done.expect("changed").seq, Settle::Narrowing).await.expect("in force");
+        app.settle(done.expect("changed").stamp(), Settle::Narrowing).await.expect("in force");
         let answer = issue(&world, &api, json!({ "user_id": "kp_stranger" })).await;
         let message = "`user_id`: there is no such user";
         assert_eq!(answer.refused(400), told("UNKNOWN_USER", message));

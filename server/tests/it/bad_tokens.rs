@@ -177,7 +177,7 @@ on_both_engines! {
         world.pass_seconds(1).await;
         let rotated = environments::rotate_signing_key(&app.store, env, &context, &secrets).await;
         let rotated = rotated.expect("rotated");
-        app.settle(rotated.seq, Settle::Narrowing).await.expect("in force");
+        app.settle(rotated.stamp(), Settle::Narrowing).await.expect("in force");
         let new = world.token_for(&[]).await;
         assert_eq!(taken_apart(&new).0["kid"], rotated.value);
         let jwks = Request::get("/.well-known/jwks").header("host", "keys.test");
@@ -189,7 +189,7 @@ on_both_engines! {
             world.call_as(token, "GET", "/api_keys", None).await.expect(200);
         }
         let removed = environments::remove_signing_key(&app.store, env, &context, old_kid).await;
-        app.settle(removed.expect("removed").seq, Settle::Narrowing).await.expect("in force");
+        app.settle(removed.expect("removed").stamp(), Settle::Narrowing).await.expect("in force");
         turned_away(&world, "a removed key", &format!("Bearer {old}")).await;
         world.call_as(&new, "GET", "/api_keys", None).await.expect(200);
     }

@@ -216,7 +216,7 @@ on_both_engines! {
         };
         let (secrets, context) = (app.keyring.secrets(), Context::system("test"));
         let made = environments::create(&app.store, &context, &secrets, new).await.expect("made");
-        app.settle(made.seq, Settle::Narrowing).await.expect("in force");
+        app.settle(made.stamp(), Settle::Narrowing).await.expect("in force");
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("grant_type", "client_credentials")
             .append_pair("client_id", &made.value.app.to_string())

@@ -27,7 +27,7 @@ async fn found(world: &World) -> Founded {
     let secrets = app.keyring.secrets();
     let context = Context::system("test");
     let made = environments::create(&app.store, &context, &secrets, new).await.expect("made");
-    app.settle(made.seq, Settle::Narrowing).await.expect("in force");
+    app.settle(made.stamp(), Settle::Narrowing).await.expect("in force");
     made.value
 }
 
@@ -324,7 +324,7 @@ on_both_engines! {
             ..environments::EnvironmentPatch::default()
         };
         let done = environments::update(&app.store, env, &Context::system("test"), patch).await;
-        app.settle(done.expect("changed").seq, Settle::Narrowing).await.expect("in force");
+        app.settle(done.expect("changed").stamp(), Settle::Narrowing).await.expect("in force");
         let read = ("GET", "/api/v1/api_keys");
         let answer = ask(&world, "new.test", Some(&world.token), read, None).await;
         assert_eq!(answer.refused(401).0, "INVALID_TOKEN");

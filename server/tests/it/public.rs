@@ -14,7 +14,7 @@ async fn open(world: &World) {
     let env = app.shared.directory.load().by_host("keys.test").expect("one").row.env;
     let patch = EnvironmentPatch { public_verification: Some(true), ..EnvironmentPatch::default() };
     let done = environments::update(&app.store, env, &Context::system("test"), patch).await;
-    app.settle(done.expect("changed").seq, Settle::Narrowing).await.expect("in force");
+    app.settle(done.expect("changed").stamp(), Settle::Narrowing).await.expect("in force");
 }
 
 async fn verify(world: &World, token: Option<&str>, body: Value) -> Answer {

@@ -110,3 +110,86 @@ async fn a_lease_is_not_extended_while_others_do_not_know_what_was_applied() {
     }
     assert_eq!(world.rows::<(i64,)>(told).await[0].0, head(&world).await);
 }
+
+/// Has the server find itself in another life of the database, as after a failover, and follow it.
+async fn fail_over(world: &World, life: &'static str) {
+    let standing = || world.app().shared.followed.borrow().standing.expect("loaded");
+    let before = standing().incarnation;
+    world.rows::<(i64,)>(life).await;
+    while standing().incarnation == before || !world.app().is_ready() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Revokes `key`. The answer must not come before the clock has moved by all of `steps_us`.
+async fn revoked_after(world: &World, key: &str, steps_us: [i64; 2]) {
+    let path = format!("/api_keys/{key}");
+    let mut revoked = pin!(world.delete(&path));
+    let before = head(world).await;
+    let committed = async { while head(world).await == before {} };
+    tokio::select! {
+        answer = &mut revoked => panic!("{} while lease rows may be lost", answer.text),
+        () = committed => {}
+    }
+    for moved_us in steps_us {
+        let meanwhile = async {
+            for _ in 0..20 {
+                world.get("/apis").await.expect(200);
+            }
+        };
+        tokio::select! {
+            answer = &mut revoked => panic!("{} while lease rows may be lost", answer.text),
+            () = meanwhile => world.clock.advance(moved_us),
+        }
+    }
+    revoked.await.expect(200);
+}
+
+/// A failover can lose rows of the lease table, so that acknowledgements alone prove nothing.
+#[tokio::test]
+async fn after_a_failover_a_revocation_waits_for_leases_whose_rows_may_be_lost() {
+    let mut world = World::start(Engine::Postgres).await;
+    let api = world.api("profiles", &[]).await;
+    let mut keys = Vec::new();
+    for _ in 0..4 {
+        keys.push(world.user_key(&api, "kp_1", &[]).await.0);
+    }
+    let deleted = format!("/api_keys/{}", keys[0]);
+    world.delete(&deleted).await.expect(200);
+    fail_over(&world, "update meta set value = 'second' where name = 'incarnation'").await;
+    let quarantine_us = LEASE_US + LEASE_US / 100;
+    revoked_after(&world, &keys[1], [quarantine_us - 1, 1]).await;
+    // It is over by now.
+    let deleted = format!("/api_keys/{}", keys[2]);
+    world.delete(&deleted).await.expect(200);
+    // A process that starts right after a failover reads of it in the store.
+    fail_over(&world, "update meta set value = 'third' where name = 'incarnation'").await;
+    world.stop().await;
+    world.start_again().await;
+    // By the database's clock, which does not stand still, some of it has passed.
+    revoked_after(&world, &keys[3], [LEASE_US / 3, quarantine_us]).await;
+}
+
+/// Whoever waited this node out and removed its row has changed what it does not know of.
+#[tokio::test]
+async fn a_node_whose_row_was_reaped_does_not_verify_before_it_has_loaded_anew() {
+    let world = World::start(Engine::Postgres).await;
+    let api = world.api("profiles", &[]).await;
+    let (_, secret) = world.user_key(&api, "kp_1", &[]).await;
+    assert_eq!(world.verify(&secret).await["is_valid"], true);
+    // Only a load finds this: the change log does not tell of it.
+    world.rows::<(i64,)>("update api_keys set revoked_at = 1, revoke_reason = 'leaked'").await;
+    world.rows::<(i64,)>("delete from node_lease").await;
+    assert_eq!(world.verify(&secret).await["is_valid"], true);
+    world.clock.advance(LEASE_US);
+    let verified = loop {
+        let answer = world.post("/api_keys/verify", json!({ "api_key": secret })).await;
+        if answer.status == 200 {
+            break answer.json();
+        }
+        assert_eq!(answer.status, 503, "{}", answer.text);
+    };
+    assert_eq!(verified["code"], "API_KEY_REVOKED");
+    let told = "select acked_seq from node_lease";
+    assert_eq!(world.rows::<(i64,)>(told).await, [(head(&world).await,)]);
+}

@@ -29,7 +29,7 @@ use crate::folder::Folder;
 use crate::ops::{Action, Context};
 use crate::progress::Progress;
 use crate::store::changes::{self, NewChange};
-use crate::store::{Conn, Fact, Location, Store, audit, environments, schema};
+use crate::store::{Conn, Fact, Location, Store, audit, environments, life, schema};
 
 /// What a move came to.
 #[derive(Debug)]
@@ -179,6 +179,7 @@ async fn carry(
         begin_exclusive(&mut into).await?;
         let report = copy_and_compare(&mut from, &mut into, to, progress).await?;
         schema::unset_meta(&mut into, MOVED_TO).await?;
+        life::forget(&mut into).await?;
         record.write(&mut into, target).await?;
         schema::set_meta(&mut from, MOVED_TO, &report.to).await?;
         Ok(report)

@@ -36,7 +36,8 @@ use crate::progress::Progress;
 use crate::secrets::{Keyring, Secrets};
 use crate::store::changes::{self, NewChange};
 use crate::store::{
-    Conn, Fact, Location, Store, Touched, audit, environments, nodes, row, run, schema, sealed,
+    Conn, Fact, Location, Store, Touched, audit, environments, life, nodes, row, run, schema,
+    sealed,
 };
 
 /// Tables that a restore leaves alone where the replaced store continues the backup: they tell
@@ -494,6 +495,8 @@ async fn begin_life(
         Some(moment) => schema::set_meta(conn, RESTORE_PENDING, moment).await?,
         None => schema::unset_meta(conn, RESTORE_PENDING).await?,
     }
+    // Every lease was waited for, and none of an earlier life can be lost.
+    life::forget(conn).await?;
     schema::set_meta(conn, "incarnation", &schema::hex(&store.entropy.bytes::<16>())).await?;
     run!(conn, "delete from change_log")?;
     run!(conn, "update change_head set seq = $1 where one = 1", head)?;

@@ -250,8 +250,6 @@ impl World {
         let mut follower =
             Follower::new(self.store.clone(), Arc::clone(&shared), keyring, [0xff; 16]);
         follower.load(&Progress::silent()).await.expect("loads");
-        let mut conn = self.store.side().await.expect("a connection");
-        nodes::remove(&mut conn, self.store.node()).await.expect("signs off");
         let table = shared.table.read().expect("not poisoned");
         let question = Question {
             env: self.env,

@@ -117,5 +117,5 @@ async fn issue_one(tx: &mut Tx, issuing: &mut Issuing, one: &Issue) -> Result<Co
         idempotency::reserve(&mut tx.conn, one.env, key, target, tx.now).await?;
     }
     let seq = tx.conclude(one.env, &one.context, Action::KeyIssued, fact);
-    Ok(Committed { value: issued, seq })
+    Ok(tx.committed(issued, seq))
 }

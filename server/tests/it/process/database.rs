@@ -53,6 +53,17 @@ impl Cluster {
         text.lines().nth(line).map(str::to_owned)
     }
 
+    /// Runs a statement as its owner.
+    fn run(&self, sql: &'static str) {
+        use sqlx::{Connection, PgConnection};
+        block_on(async {
+            let mut conn = PgConnection::connect(&self.url).await?;
+            sqlx::raw_sql(sql).execute(&mut conn).await?;
+            conn.close().await
+        })
+        .expect("it runs");
+    }
+
     /// Stops it without a word to its clients.
     fn crash(&self) {
         let pid = self.fact(0).and_then(|text| text.parse().ok()).and_then(Pid::from_raw);
@@ -257,6 +268,55 @@ fn without_postgresql_verification_goes_on_for_the_lease_and_all_comes_back_by_i
     let process = site.serve();
     let now = process.verify(&token, &key.secret).json()["verification_count"].as_u64();
     assert_eq!(now, count);
+}
+
+/// A commit whose wait for a standby is cancelled comes back as a success with a warning, but a
+/// failover may lose it.
+#[test]
+fn a_commit_that_may_not_be_replicated_is_not_reported_as_done() {
+    let cluster = Cluster::start();
+    let site = Site::with_database(Some(cluster.url.clone()));
+    let process = site.serve();
+    let token = site.token(&process);
+    site.api();
+    let path = format!("/api/v1/api_keys/{}", site.key("ann").id);
+    for sql in ["alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"]
+    {
+        cluster.run(sql);
+    }
+    until("commits wait for a standby", || {
+        let sql = "select cast(count(*) as bigint) from pg_settings
+                   where name = 'synchronous_standby_names' and setting = 'nobody'";
+        (site.number(sql) == 1).then_some(())
+    });
+    let revoke = || {
+        let (mut wire, token, path) = (process.wire(), token.clone(), path.clone());
+        let began = Instant::now();
+        let asking = std::thread::spawn(move || {
+            wire.ask("DELETE", &path, Some(&token), "").expect("an answer")
+        });
+        // An operator who loses patience, or a role with a time limit for statements.
+        while !asking.is_finished() {
+            site.column::<bool>(
+                "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'",
+            );
+        }
+        // It is the warning that is heard, and not a silence that lasts too long.
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        asking.join().expect("a client")
+    };
+    // Whoever asks again finds the key revoked, by a change that may be lost all the same.
+    for _ in 0..2 {
+        let reply = revoke();
+        assert_eq!(reply.status, 503, "{}", reply.body);
+        assert!(reply.body.contains("UNCONFIRMED"), "{}", reply.body);
+    }
+    let log = process.log();
+    assert!(log.contains("canceling wait for synchronous replication"), "{log}");
+    cluster.run("alter system reset synchronous_standby_names");
+    cluster.run("select pg_reload_conf()");
+    until("nobody is waited for", || (revoke().status == 200).then_some(()));
+    process.terminate();
 }
 
 /// Stands between a server and its database, and can fall silent without a word to either: what

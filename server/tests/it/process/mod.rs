@@ -32,6 +32,7 @@ mod following;
 mod init;
 mod lease;
 mod lifecycle;
+mod nodes;
 mod privacy;
 mod room;
 mod tls;

@@ -595,11 +595,19 @@ async fn a_restore_waits_for_the_leases_of_dead_servers_and_refuses_beside_a_liv
     }
     let world = World::found(Engine::Postgres, 30).await;
     let backup = world.backup("b.db").await;
-    let node = [3; 16];
-    let lease_us = 15_000_000;
+    let node = [3u8; 16];
+    let lease_us = 15_000_000_i64;
     let renew = async |world: &World| {
         let mut conn = world.store.side().await.expect("a connection");
-        nodes::register(&mut conn, node, 1, lease_us, 0).await.expect("renewed");
+        store::run!(
+            &mut conn,
+            "insert into node_lease (node_id, gen, acked_seq, lease_us, renewed_at)
+             values ($1, 1, 1, $2, 0)
+             on conflict (node_id) do update set gen = node_lease.gen + 1",
+            node.as_slice(),
+            lease_us,
+        )
+        .expect("renewed");
     };
     renew(&world).await;
     // Time passes in small steps; a live server renews its row in between.
