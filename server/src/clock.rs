@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use jiff::fmt::temporal::DateTimePrinter;
+use jiff::civil::{DateTime, date};
+use jiff::fmt::temporal::{DateTimeParser, DateTimePrinter};
 use keyward_core::{Digest, sha256};
 
 /// The clocks of this process; cheap to clone.
@@ -195,13 +196,38 @@ pub fn write_rfc3339(us: i64, out: &mut Vec<u8>) {
 
 fn print_rfc3339(us: i64, out: &mut Vec<u8>) {
     static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
-    let at = jiff::Timestamp::from_microsecond(us).unwrap_or(jiff::Timestamp::MAX);
-    PRINTER.print_timestamp(&at, out).expect("a vector takes every byte");
+    match jiff::Timestamp::from_microsecond(us) {
+        Ok(at) => PRINTER.print_timestamp(&at, out).expect("a vector takes every byte"),
+        // The last hours of the year 9999, which a timestamp does not reach.
+        Err(_) => {
+            let before = (LAST_US - us).max(0);
+            let at = DateTime::MAX.saturating_sub(jiff::SignedDuration::from_micros(before));
+            PRINTER.print_datetime(&at, &mut *out).expect("a vector takes every byte");
+            out.push(b'Z');
+        }
+    }
 }
 
-/// Reads an RFC 3339 time with any offset; µs since the epoch.
+/// The last microsecond of the year 9999, the end of RFC 3339: 9999-12-31T23:59:59.999999Z.
+pub(crate) const LAST_US: i64 = 253_402_300_799_999_999;
+
+/// Reads an RFC 3339 time with any offset; µs since the epoch. An offset may carry it beyond the
+/// years 0 to 9999; the caller says how far it may go.
 pub fn parse_rfc3339(text: &str) -> Option<i64> {
-    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_microsecond)
+    static PARSER: DateTimeParser = DateTimeParser::new();
+    // `jiff::Timestamp` leaves room for every offset and ends 26 hours before the year 9999 does,
+    // of which many write the last second for "never". The date and the offset go further.
+    let pieces = PARSER.parse_pieces(text).ok()?;
+    let offset = pieces.to_numeric_offset()?;
+    let at = civil_us(pieces.date().to_datetime(pieces.time()?))?;
+    Some(at - i64::from(offset.seconds()) * 1_000_000)
+}
+
+/// What a clock in UTC shows, in µs since the epoch.
+fn civil_us(at: DateTime) -> Option<i64> {
+    let since = at.duration_since(date(1970, 1, 1).at(0, 0, 0, 0));
+    // Towards the past, as for a time with more digits after the epoch.
+    i64::try_from(since.as_nanos().div_euclid(1_000)).ok()
 }
 
 #[cfg(test)]
@@ -221,6 +247,43 @@ mod tests {
                 print_rfc3339(at, &mut plain);
                 prop_assert_eq!(rfc3339(at).into_bytes(), plain);
             }
+        }
+    }
+
+    #[test]
+    fn the_usual_never_is_read_and_written() {
+        for (text, written) in [
+            ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59.000Z"),
+            ("9999-12-31T23:59:59.999999999Z", "9999-12-31T23:59:59.999Z"),
+            ("9999-12-31T00:00:00+14:00", "9999-12-30T10:00:00.000Z"),
+            ("9999-12-30T22:00:01Z", "9999-12-30T22:00:01.000Z"),
+            ("1969-12-31T23:59:59.9999999Z", "1969-12-31T23:59:59.999Z"),
+            ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59.000Z"),
+        ] {
+            let read = parse_rfc3339(text).expect(text);
+            assert_eq!(rfc3339(read), written, "{text}");
+            assert!(read <= LAST_US);
+        }
+        assert_eq!(parse_rfc3339("9999-12-31T23:59:59.999999Z"), Some(LAST_US));
+        assert_eq!(rfc3339(i64::MAX), "9999-12-31T23:59:59.999Z");
+        for text in ["", "9999-12-31", "9999-12-31T23:59:59", "10000-01-01T00:00:00Z", "never"] {
+            assert_eq!(parse_rfc3339(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_time_is_read_as_a_timestamp_is(
+            us in -62_135_596_800_000_000i64..253_402_200_000_000_000,
+            minutes in -1_439i32..1_440,
+        ) {
+            let offset = jiff::tz::Offset::from_seconds(minutes * 60).expect("below a day");
+            let at = jiff::Timestamp::from_microsecond(us).expect("within");
+            let text = at.display_with_offset(offset).to_string();
+            prop_assert_eq!(
+                parse_rfc3339(&text),
+                text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_microsecond)
+            );
         }
     }
 

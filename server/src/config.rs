@@ -308,7 +308,8 @@ impl Raw {
         self.text(name).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 
-    /// Says what is wrong with a setting, and where it stands. `why` must hold no secret.
+    /// Says what is wrong with a setting, and where it stands. `why` does not repeat the value:
+    /// what was put in the wrong place may be a secret.
     fn wrong(&self, name: &str, why: &str) -> Error {
         let public = match self.value(name) {
             None => format!("`{name}`: {why}"),
@@ -330,7 +331,7 @@ impl Raw {
             .and_then(|number| usize::try_from(number).ok())
             .ok_or_else(|| {
                 let (from, to) = (allowed.start(), allowed.end());
-                self.wrong(name, &format!("`{text}` is not a number between {from} and {to}"))
+                self.wrong(name, &format!("it is not a number between {from} and {to}"))
             })
     }
 
@@ -343,7 +344,7 @@ impl Raw {
         let text = self.required(name)?;
         words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning).ok_or_else(|| {
             let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-            self.wrong(name, &format!("`{text}` is none of: {}", known.join(", ")))
+            self.wrong(name, &format!("it is none of: {}", known.join(", ")))
         })
     }
 
@@ -360,9 +361,9 @@ impl Raw {
     /// The filter that somebody chose; commands other than `serve` are quieter without one.
     fn log_filter(&self) -> Result<Option<String>> {
         let filter = self.required("log")?;
-        filter.parse::<tracing_subscriber::EnvFilter>().map_err(|_| {
-            self.wrong("log", &format!("`{filter}` is not a filter such as `info,keyward=debug`"))
-        })?;
+        filter
+            .parse::<tracing_subscriber::EnvFilter>()
+            .map_err(|_| self.wrong("log", "it is not a filter such as `info,keyward=debug`"))?;
         let chosen = self.value("log").is_some_and(|value| value.origin != Origin::Default);
         Ok(chosen.then(|| filter.to_owned()))
     }
@@ -373,8 +374,8 @@ impl Raw {
         };
         // Names such as `localhost` are looked up once, at the start.
         let found = text.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
-        let why = || format!("`{text}` is not an address and port such as 127.0.0.1:8787");
-        found.map(Some).ok_or_else(|| self.wrong(name, &why()))
+        let why = "it is not an address and port such as 127.0.0.1:8787";
+        found.map(Some).ok_or_else(|| self.wrong(name, why))
     }
 
     fn public_url(&self) -> Result<Option<String>> {
@@ -408,7 +409,8 @@ impl Raw {
             }
             (_, Some(file)) => {
                 let text = fs::read_to_string(&file.text).map_err(|cause| {
-                    let why = format!("{} cannot be read ({})", file.text, cause.kind());
+                    // Not named: the address itself may have been put here.
+                    let why = format!("the file that it names cannot be read ({})", cause.kind());
                     self.wrong("database_file", &why)
                 })?;
                 ("database_file", text.trim().to_owned())
@@ -630,6 +632,18 @@ mod tests {
             let public = refusal(text);
             assert!(public.contains(name), "{text}: {public}");
             assert!(public.contains("some.toml"), "{text}: {public}");
+        }
+    }
+
+    #[test]
+    fn a_secret_in_the_place_of_another_setting_is_not_repeated() {
+        for name in SETTINGS.iter().filter(|name| !matches!(**name, "data" | "secrets_file")) {
+            for value in ["https://ann:canary@h", "canary=x=y"] {
+                let (_folder, path) = file(&format!("{name} = \"{value}\"\n"));
+                if let Err(error) = load(Some(&path), Vec::new(), &nothing) {
+                    assert!(!error.public.contains("canary"), "{name}: {}", error.public);
+                }
+            }
         }
     }
 

@@ -20,7 +20,30 @@ const STEP_US: i64 = 60_000_000 / PER_MINUTE;
 
 /// When each address has used up what it was given.
 #[derive(Debug, Default)]
-pub struct PublicCallers(Mutex<HashMap<IpAddr, i64>>);
+pub struct PublicCallers(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    used_up: HashMap<IpAddr, i64>,
+    /// Before this instant nobody is looked for who can be forgotten.
+    look_at: i64,
+}
+
+impl Known {
+    fn forget(&mut self, boot_us: i64) {
+        self.used_up.retain(|_, used_up| *used_up > boot_us);
+    }
+
+    /// Whether one more address can be remembered. Those that waited long enough are forgotten to
+    /// make room, at most once in the time of a verification: looking through all is slow.
+    fn has_room(&mut self, boot_us: i64) -> bool {
+        if self.used_up.len() >= ADDRESSES_MAX && boot_us >= self.look_at {
+            self.look_at = boot_us + STEP_US;
+            self.forget(boot_us);
+        }
+        self.used_up.len() < ADDRESSES_MAX
+    }
+}
 
 impl PublicCallers {
     /// Admits a verification from `address` at `boot_us`.
@@ -30,24 +53,22 @@ impl PublicCallers {
     pub(crate) fn admit(&self, address: Option<IpAddr>, boot_us: i64) -> Result<()> {
         let Some(address) = address.map(network) else { return Ok(()) };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= ADDRESSES_MAX {
-            known.retain(|_, used_up| *used_up > boot_us);
-        }
-        let used_up = known.get(&address).copied().unwrap_or(boot_us).max(boot_us);
+        let remembered = known.used_up.get(&address).copied();
+        let used_up = remembered.unwrap_or(boot_us).max(boot_us);
         let wait_us = used_up - boot_us - (BURST - 1) * STEP_US;
-        if wait_us > 0 || known.len() >= ADDRESSES_MAX {
+        // Who is remembered already takes no room.
+        if wait_us > 0 || (remembered.is_none() && !known.has_room(boot_us)) {
             let seconds = u32::try_from(wait_us / 1_000_000 + 1).unwrap_or(1);
             let public = "too many verifications without a token from this address";
             return Err(Error::too_many(seconds, public));
         }
-        known.insert(address, used_up + STEP_US);
+        known.used_up.insert(address, used_up + STEP_US);
         Ok(())
     }
 
     /// Forgets addresses that have waited long enough.
     pub(crate) fn forget(&self, boot_us: i64) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, used_up| *used_up > boot_us);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).forget(boot_us);
     }
 }
 
@@ -76,6 +97,19 @@ mod tests {
         assert_eq!(admitted as i64, PER_MINUTE + BURST - 1);
         let other = Some(IpAddr::from([203, 0, 113, 8]));
         assert!(callers.admit(other, 60_000_000).is_ok());
+    }
+
+    #[test]
+    fn who_is_known_is_admitted_while_there_is_no_room_for_strangers() {
+        let callers = PublicCallers::default();
+        let address = |n: usize| Some(IpAddr::from((n as u32).to_be_bytes()));
+        for n in 0..ADDRESSES_MAX {
+            assert!(callers.admit(address(n), 0).is_ok(), "{n}");
+        }
+        assert!(callers.admit(address(ADDRESSES_MAX), 0).is_err());
+        assert!(callers.admit(address(0), 0).is_ok());
+        // Those who have waited long enough make room.
+        assert!(callers.admit(address(ADDRESSES_MAX), STEP_US).is_ok());
     }
 
     #[test]

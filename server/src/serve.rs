@@ -1,10 +1,12 @@
 //! `keyward serve`: putting the parts together, starting them, and ending them in order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -41,12 +43,35 @@ const STANDBYS_EVERY: Duration = Duration::from_secs(60);
 /// How long the change log reaches back, in µs: seven days.
 const CHANGES_KEPT_US: i64 = 7 * 24 * 3_600 * 1_000_000;
 
+/// The addresses that a server is going to listen on, bound before anything is changed.
+pub(crate) struct Addresses {
+    main: TcpSocket,
+    metrics: Option<TcpSocket>,
+}
+
+impl Addresses {
+    /// Binds what the settings name.
+    ///
+    /// # Errors
+    /// `Unavailable` that names the address which is taken.
+    pub(crate) fn bind(config: &Config) -> Result<Self> {
+        let main = listen::bind(config.listen)?;
+        let metrics = config.metrics_listen.map(listen::bind).transpose()?;
+        Ok(Self { main, metrics })
+    }
+
+    /// Where requests will be accepted: with the port that was taken for port 0.
+    pub(crate) fn main(&self) -> Result<SocketAddr> {
+        self.main.local_addr().map_err(Error::internal)
+    }
+}
+
 /// A running server.
 pub struct Server {
     /// Its parts.
     pub app: Arc<App>,
     /// Where it listens.
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
     tasks: JoinSet<()>,
     folder: Folder,
     grace: Duration,
@@ -60,11 +85,20 @@ impl Server {
     /// `Conflict` when another server uses the folder, `Invalid` when the secrets file or the
     /// store does not fit, `Unavailable` when something cannot be opened.
     pub async fn start(config: &Config, clock: Clock, entropy: Entropy) -> Result<Self> {
+        Self::start_at(Addresses::bind(config)?, config, clock, entropy).await
+    }
+
+    async fn start_at(
+        addresses: Addresses,
+        config: &Config,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> Result<Self> {
         let folder = Folder::create(&config.folder)?;
         let lock = folder.lock_soon().await?;
         let tls = config.tls.as_ref().map(tls_acceptor).transpose()?;
-        let listener = listen::bind(config.listen)?;
-        let metrics_listener = config.metrics_listen.map(listen::bind).transpose()?;
+        let listener = listen::listen(addresses.main)?;
+        let metrics_listener = addresses.metrics.map(listen::listen).transpose()?;
         let keyring = Arc::new(Keyring::open(config.secrets_file.clone())?);
         let store = Store::open(&config.location, false, clock, entropy).await?;
         schema::bring_up(&store).await?;
@@ -191,16 +225,16 @@ fn raise_descriptors(connections_max: usize) {
     }
 }
 
-/// Serves until the process is told to end by SIGTERM or SIGINT.
+/// Serves at `addresses` until the process is told to end by SIGTERM or SIGINT.
 ///
 /// # Errors
 /// As [`Server::start`].
-pub async fn run(config: Config) -> Result<()> {
+pub(crate) async fn run(config: Config, addresses: Addresses) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::internal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::internal)?;
     raise_descriptors(config.limits.connections_max);
-    let starting = Server::start(&config, Clock::system(), Entropy::system());
+    let starting = Server::start_at(addresses, &config, Clock::system(), Entropy::system());
     let mut server = tokio::select! {
         started = starting => started?,
         _ = terminate.recv() => return Ok(()),

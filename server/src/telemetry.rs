@@ -9,13 +9,11 @@ use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyward_core::Refusal;
-use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::App;
-use crate::http::denied::Denied;
-use crate::store::audit::NewRecord;
+use crate::http::denied::{Denied, Inbox};
 
 /// Sends logs to standard error, as text or as JSON, filtered by `filter`.
 pub fn start_logging(filter: &str, json: bool) {
@@ -43,8 +41,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All zero, and the end from which records of denied calls are written.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<NewRecord>) {
+    /// All zero, and the ends from which records of denied calls are written.
+    pub(crate) fn new() -> (Self, Inbox) {
         let (denied, inbox) = Denied::new();
         let this = Self {
             valid: AtomicU64::new(0),
@@ -162,7 +160,7 @@ impl Metrics {
         family(
             "keyward_denied_records_dropped_total",
             "counter",
-            "Records of denied calls that did not fit the queue.",
+            "Records of denied calls that did not fit the queues or repeated one.",
             &one(i128::from(self.denied.dropped())),
         );
         family(

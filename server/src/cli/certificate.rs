@@ -110,6 +110,13 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_without_an_end_is_good_until_the_last_second() {
+        // RFC 5280 §4.1.2.5: what has no well-defined end has this one.
+        let end = instant((GENERALIZED_TIME, b"99991231235959Z"));
+        assert_eq!(end.map(rfc3339).as_deref(), Some("9999-12-31T23:59:59.000Z"));
+    }
+
+    #[test]
     fn a_certificate_cut_off_anywhere_before_its_dates_has_no_end() {
         let whole = certificate(2026, 11, 23);
         for length in 0..whole.len() {

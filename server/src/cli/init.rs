@@ -18,10 +18,13 @@ use crate::ops::environments::{
     self as changes, EnvironmentPatch, FIRST_ENVIRONMENT, Founded, NewEnvironment,
 };
 use crate::secrets::Secrets;
-use crate::store::{Store, environments, schema};
+use crate::store::{Store, environments, nodes, schema};
 
 /// What its keys begin with.
 const FIRST_PREFIX: &str = "k_live";
+/// The name under which the store keeps the base URL that it made of a listen address, because none
+/// was given. As long as that is the base URL, it goes with the listen address.
+const URL_OF_LISTEN: &str = "public_url_of_listen_address";
 
 /// Flags of `keyward init`.
 #[derive(clap::Args)]
@@ -112,23 +115,59 @@ async fn initialise(config: &Config, store: &Store) -> Result<Founded> {
         key_prefix: Prefix::parse(FIRST_PREFIX).expect("a valid prefix"),
     };
     // Nobody serves from an empty store, so there is nobody to wait for.
-    Ok(changes::create(store, &context, &secrets, new).await?.value)
+    let founded = changes::create(store, &context, &secrets, new).await?.value;
+    if config.public_url.is_none() {
+        // A crash before this leaves a URL that looks as if it had been given, and so stays.
+        schema::set_meta(&mut store.side().await?, URL_OF_LISTEN, &founded.issuer).await?;
+    }
+    Ok(founded)
 }
 
 /// Gives the environment `default` the base URL that `config` asks for, if it has another. That is
-/// a change like any other, with an audit record.
+/// a change like any other, with an audit record. A URL that nobody ever gave goes with the listen
+/// address, where that is safe.
 ///
 /// # Errors
 /// `Conflict` when another environment answers at that host.
 pub(crate) async fn adopt_public_url(config: &Config, store: &Store) -> Result<()> {
-    let Some(public_url) = config.public_url.clone() else { return Ok(()) };
-    let found = environments::by_slug(&mut store.read().await?, FIRST_ENVIRONMENT).await?;
-    let Some(environment) = found.filter(|found| found.public_url != public_url) else {
+    let mut conn = store.read().await?;
+    let found = environments::by_slug(&mut conn, FIRST_ENVIRONMENT).await?;
+    let of_listen = schema::meta(&mut conn, URL_OF_LISTEN).await?;
+    let is_alone = store.is_sqlite() || nodes::all(&mut conn).await?.rows.is_empty();
+    drop(conn);
+    let Some(environment) = found else { return Ok(()) };
+    if config.public_url.is_some() && of_listen.is_some() {
+        schema::unset_meta(&mut store.side().await?, URL_OF_LISTEN).await?;
+    }
+    let public_url = config.base_url();
+    // One who changed it with `keyward env update` has given it, too.
+    let was_given = of_listen.as_ref() != Some(&environment.public_url);
+    if environment.public_url == public_url || (config.public_url.is_none() && was_given) {
         return Ok(());
-    };
+    }
+    // Nobody can call 0.0.0.0, and another server may answer at the present URL.
+    if config.public_url.is_none() && (config.listen.ip().is_unspecified() || !is_alone) {
+        tracing::warn!(
+            "the base URL is {}, and this server listens on {}: say with --public-url where \
+             clients reach it",
+            environment.public_url,
+            config.listen
+        );
+        return Ok(());
+    }
+    if config.public_url.is_none() {
+        tracing::warn!(
+            "the base URL is {public_url} from now on, the listen address, because none was ever \
+             given; --public-url makes it stay"
+        );
+    }
     let context = session::operator(&store.clock, &store.entropy);
-    let patch = EnvironmentPatch { public_url: Some(public_url), ..EnvironmentPatch::default() };
+    let url = Some(public_url.clone());
+    let patch = EnvironmentPatch { public_url: url, ..EnvironmentPatch::default() };
     let done = changes::update(store, environment.env, &context, patch).await?;
+    if config.public_url.is_none() {
+        schema::set_meta(&mut store.side().await?, URL_OF_LISTEN, &public_url).await?;
+    }
     let folder = Folder::existing(&config.folder);
     session::wait_until_in_force(store, &folder, done.stamp(), Settle::Narrowing).await
 }

@@ -57,26 +57,30 @@ struct Cli {
     command: Command,
 }
 
+/// The heading in every command's help under which these stand, after the command's own.
+const GLOBAL: &str = "Global options";
+
 /// What every command takes.
 #[derive(Args)]
 struct Global {
     /// The data folder [default: ./keyward-data]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "DIR")]
     data: Option<String>,
     /// A PostgreSQL database instead of the embedded one (postgres://…)
-    #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "URL", hide_env_values = true)]
     database: Option<String>,
     /// A configuration file [default: keyward.toml in the data folder]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
     /// The secrets file [default: secrets.toml in the data folder]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
     secrets_file: Option<String>,
     /// The environment that the command is about
-    #[arg(long, global = true, value_name = "SLUG", default_value = "default")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "SLUG")]
+    #[arg(default_value = "default")]
     env: String,
     /// Print one JSON document
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
 }
 
@@ -92,7 +96,7 @@ enum Command {
     Doctor,
     /// Verify the key on standard input; exits 1 if it is refused
     Verify(verify::VerifyFlags),
-    /// Copy the store to a new folder, also while the server runs
+    /// Copy the store to a new file, also while the server runs
     Backup(transfer::BackupFlags),
     /// Put a backup in the place of the store, or (--confirm) release its keys
     Restore(transfer::RestoreFlags),
@@ -138,7 +142,10 @@ pub fn keep_to_itself() {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misunderstood(&error),
+    };
     let out = Out::new(cli.global.json);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -158,6 +165,40 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says why a command was not understood, or shows the help that was asked for. The parser repeats
+/// what it did not expect, which may be a key: such a word is not repeated.
+fn misunderstood(error: &clap::Error) -> ExitCode {
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if error.use_stderr() && repeats_a_secret(&error.to_string(), &words) {
+        let kind = error.kind().as_str().unwrap_or("the command cannot be understood");
+        Out::new(false).note(&format!(
+            "{kind}; it is not repeated because it may be a secret. What others on this machine \
+             can read is no place for one: put the key on standard input"
+        ));
+    } else {
+        // OK to ignore: nobody is there to read it.
+        let _ = error.print();
+    }
+    // OK to cast: clap's exit codes are 0 and 2.
+    ExitCode::from(error.exit_code() as u8)
+}
+
+/// Whether `told` holds one of `words` that may be a secret: what looks like a key of ours, and
+/// where a key is verified, which may be of any form, every word that is no flag.
+fn repeats_a_secret(told: &str, words: &[String]) -> bool {
+    let verifies = words.iter().any(|word| word == "verify");
+    words.iter().any(|word| {
+        let value = word
+            .strip_prefix('-')
+            .map_or(Some(word.as_str()), |flag| flag.split_once('=').map(|(_, value)| value));
+        let may_be_any = |value: &str| verifies && told.contains(&format!("'{value}'"));
+        let is_ours = |text: &str| keyward_core::shape(text) != keyward_core::Shape::Foreign;
+        let mut parts = word.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        value.is_some_and(may_be_any) || parts.any(|part| is_ours(part) && told.contains(part))
+    })
 }
 
 async fn run(cli: Cli, out: &Out) -> Result<ExitCode> {
@@ -277,6 +318,44 @@ mod tests {
             command.get_subcommands().for_each(|command| walk(command, &path));
         }
         walk(&Cli::command(), "");
+    }
+
+    #[test]
+    fn what_every_command_takes_stands_under_a_heading_of_its_own() {
+        let globals: Vec<_> = Cli::command().get_arguments().cloned().collect();
+        for argument in globals.iter().filter(|argument| argument.is_global_set()) {
+            assert_eq!(argument.get_help_heading(), Some(GLOBAL), "{}", argument.get_id());
+        }
+        assert!(globals.len() >= 6, "{globals:?}");
+    }
+
+    #[test]
+    fn a_word_that_may_be_a_key_is_not_repeated_and_a_mistyped_flag_is() {
+        let told = |line: &str| {
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            let all = std::iter::once("keyward".to_owned()).chain(words.clone());
+            let error = Cli::try_parse_from(all).err().expect("is misunderstood");
+            !repeats_a_secret(&error.to_string(), &words)
+        };
+        let prefix = keyward_core::Prefix::parse("k_live").expect("a prefix");
+        let key = keyward_core::Secret::mint(&prefix, &[7; 32]);
+        let key = key.expose();
+        for line in [
+            "verify legacy-canary".to_owned(),
+            "verify --ip legacy-canary".to_owned(),
+            "verify --ip=legacy-canary".to_owned(),
+            format!("verify {key}"),
+            format!("verify secret-token:{key}"),
+            key.to_owned(),
+            format!("key {key}"),
+            format!("user list {key}"),
+            format!("verify --{key}"),
+        ] {
+            assert!(!told(&line), "{line}");
+        }
+        for line in ["verify --scop read:x", "key lst", "serve extra", "verify --data x --nope"] {
+            assert!(told(line), "{line}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::config::{Config, Flags};
 use crate::error::{Error, Result};
 use crate::folder::Folder;
 use crate::secrets::Keyring;
-use crate::serve::tls_acceptor;
+use crate::serve::{Addresses, tls_acceptor};
 
 /// Flags of `keyward serve`; each is also a setting.
 #[derive(clap::Args)]
@@ -57,22 +57,25 @@ impl ServeFlags {
 }
 
 /// Prepares the store and serves until it is told to end.
-pub(super) async fn run(config: Config, out: &Out) -> Result<()> {
+pub(super) async fn run(mut config: Config, out: &Out) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::internal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::internal)?;
-    tokio::select! {
-        prepared = prepare(&config, out) => prepared?,
+    let addresses = tokio::select! {
+        prepared = prepare(&mut config, out) => prepared?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
-    }
-    crate::serve::run(config).await
+    };
+    crate::serve::run(config, addresses).await
 }
 
 /// Makes the store if it is empty, and takes over a new base URL. What would keep the server from
 /// starting is found before anything is changed.
-async fn prepare(config: &Config, out: &Out) -> Result<()> {
+async fn prepare(config: &mut Config, out: &Out) -> Result<Addresses> {
     config.tls.as_ref().map(tls_acceptor).transpose()?;
     let lock = Folder::create(&config.folder)?.lock_soon().await?;
+    // The base URL can be made of the address, so it is known and ours before there is a store.
+    let addresses = Addresses::bind(config)?;
+    config.listen = addresses.main()?;
     let (clock, entropy) = super::sources();
     let founded = initialise_if_empty(config, clock, entropy).await?;
     // The server takes it again, for as long as it lives.
@@ -94,5 +97,5 @@ async fn prepare(config: &Config, out: &Out) -> Result<()> {
     }
     .await;
     store.close().await;
-    adopted
+    adopted.map(|()| addresses)
 }

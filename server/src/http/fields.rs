@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value};
 
 use super::unique::{self, Unread};
-use crate::clock::parse_rfc3339;
+use crate::clock::{LAST_US, parse_rfc3339};
 use crate::error::{Error, Result};
 
 /// Longest name of an unknown field that a message repeats if it looks like one, in characters.
@@ -53,10 +53,11 @@ impl Fields {
     /// The parameters of a query. Published clients send the word `null` for what is absent.
     pub(crate) fn of_query(query: &str) -> Result<Self> {
         let mut values = Map::new();
+        // What separates parameters is ASCII, so the whole is UTF-8 if every part is.
+        if percent_encoding::percent_decode_str(query).decode_utf8().is_err() {
+            return Err(Error::invalid("BAD_QUERY", "the query is not UTF-8"));
+        }
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            if value.contains('\u{fffd}') || name.contains('\u{fffd}') {
-                return Err(Error::invalid("BAD_QUERY", "the query is not UTF-8"));
-            }
             let value = if value.is_empty() || value == "null" {
                 Value::Null
             } else {
@@ -152,13 +153,10 @@ impl Fields {
         })
     }
 
-    /// An instant in RFC 3339, in µs since the epoch; between the years 1970 and 9999.
+    /// An instant in RFC 3339, in µs since the epoch; from 1970 to the end of the year 9999.
     pub(crate) fn take_time(&mut self, name: &str) -> Result<Option<i64>> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        let at = value
-            .as_str()
-            .and_then(parse_rfc3339)
-            .filter(|at| (0..253_402_300_800_000_000).contains(at));
+        let at = value.as_str().and_then(parse_rfc3339).filter(|at| (0..=LAST_US).contains(at));
         at.map(Some).ok_or_else(|| wrong(name, "must be a time such as 2026-11-22T21:24:03Z"))
     }
 

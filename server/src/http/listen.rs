@@ -33,20 +33,32 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How long a listener rests when no connection can be accepted.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
-/// Binds `address`. A port that a killed server held can be bound again at once.
+/// Binds `address` without listening yet: it is ours, and who connects is refused. A port that a
+/// killed server held can be bound again at once.
 ///
 /// # Errors
 /// `Unavailable` that names the address.
-pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr) -> Result<TcpSocket> {
     let bound = (|| {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        socket.listen(BACKLOG)
+        Ok(socket)
     })();
-    bound.map_err(|cause: io::Error| {
-        Error::unavailable(format!("cannot listen on {address} ({})", cause.kind())).because(cause)
-    })
+    bound.map_err(|cause| cannot(&address.to_string(), cause))
+}
+
+/// Listens at the address that was bound.
+///
+/// # Errors
+/// As [`bind`].
+pub(crate) fn listen(socket: TcpSocket) -> Result<TcpListener> {
+    let address = socket.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    socket.listen(BACKLOG).map_err(|cause| cannot(&address, cause))
+}
+
+fn cannot(address: &str, cause: io::Error) -> Error {
+    Error::unavailable(format!("cannot listen on {address} ({})", cause.kind())).because(cause)
 }
 
 /// Binds the operator's socket at `path`, for the owner of the folder alone.

@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::lease::Settle;
 use crate::ops::{Actor, IdempotencyKey};
 use crate::store::idempotency::{self, Earlier};
+use crate::store::schema::hex;
 use crate::store::{Stamp, changes};
 
 /// Carries out a write, once for each idempotency key.
@@ -120,7 +121,9 @@ fn idempotency_key(
         format!("{} {} {} {}", route.method, route.path, path.join(" "), call.query_text);
     let digest = keyward_core::sha256(&call.body);
     let body_hash = *digest.bytes();
-    Ok(Some(IdempotencyKey { caller, call: call_name, key: text.to_owned(), body_hash }))
+    // Whatever callers use as a key, which has been a secret, is not stored.
+    let key = hex(keyward_core::sha256(text.as_bytes()).bytes());
+    Ok(Some(IdempotencyKey { caller, call: call_name, key, body_hash }))
 }
 
 /// Waits until everything that is committed now is in force.

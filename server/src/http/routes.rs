@@ -11,8 +11,8 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, USER_AGENT};
-use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
+use hyper::{HeaderMap, Method, Request, StatusCode, Version};
 
 use super::auth::{self, Caller, Connection};
 use super::body::Unreadable;
@@ -227,6 +227,7 @@ pub(crate) async fn answer(
             });
             let request = Incomplete {
                 connection,
+                version: head.version,
                 headers: &head.headers,
                 authority: head.uri.authority().map(hyper::http::uri::Authority::as_str),
                 parameters: parameters.collect(),
@@ -266,6 +267,7 @@ pub(crate) async fn answer(
 /// A request before its caller is known and its body read.
 struct Incomplete<'a> {
     connection: &'a Connection,
+    version: Version,
     headers: &'a HeaderMap,
     authority: Option<&'a str>,
     parameters: Vec<(String, String)>,
@@ -296,6 +298,10 @@ async fn run(
     body: Incoming,
 ) -> Answer {
     let directory = app.shared.directory.load_full();
+    if names_two_hosts(request.version, request.authority, request.headers) {
+        let public = "the request names more than one host";
+        return error::answer(&Error::invalid("BAD_HOST", public));
+    }
     let host = host(request.authority, request.headers);
     let Some(tenant) = directory.by_host(host).cloned() else {
         // Health and readiness are asked by machines that know no environment's name.
@@ -405,7 +411,19 @@ fn too_large_message(max: usize) -> String {
 
 /// The host that a request is for: HTTP/2's authority, or the Host header.
 pub(crate) fn host<'a>(authority: Option<&'a str>, headers: &'a HeaderMap) -> &'a str {
-    authority.or_else(|| headers.get("host").and_then(|value| value.to_str().ok())).unwrap_or("")
+    authority.or_else(|| headers.get(HOST).and_then(|value| value.to_str().ok())).unwrap_or("")
+}
+
+/// Whether a request names two hosts (RFC 9112 §3.2, RFC 9113 §8.3.1): a proxy in front may have
+/// taken the other for the one that counts. In HTTP/1.1 the absolute form of a target counts,
+/// whatever the header says (RFC 9112 §3.2.2).
+fn names_two_hosts(version: Version, authority: Option<&str>, headers: &HeaderMap) -> bool {
+    let mut named = headers.get_all(HOST).iter();
+    let (first, second) = (named.next(), named.next());
+    let differs = authority.zip(first).is_some_and(|(authority, host)| {
+        !authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())
+    });
+    second.is_some() || (version == Version::HTTP_2 && differs)
 }
 
 /// Finds out who asks and whether they may, and records who may not.
@@ -490,11 +508,13 @@ pub(super) fn finish(result: Result<Reply>) -> Answer {
     }
 }
 
-/// The caller's own request id if it is a sane one, else a new one.
+/// The caller's own request id if it is a sane one, else a new one. It goes to the log and is
+/// stored, so what has the form of a key is none.
 fn request_id(app: &App, headers: &HeaderMap) -> String {
     let given = header_text(headers, "x-request-id").filter(|id| {
         (1..=64).contains(&id.len())
             && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            && keyward_core::shape(id) == keyward_core::Shape::Foreign
     });
     given.unwrap_or_else(|| {
         uuid::Uuid::from_bytes(app.store.entropy.id(app.clock().now_us())).to_string()

@@ -107,6 +107,9 @@ fn read(call: &Call, headers: &HeaderMap) -> Result<Asked, Refused> {
         if asked.client_secret.is_some() {
             return Err(bad("invalid_request", "credentials are given twice"));
         }
+        if asked.client_id.as_ref().is_some_and(|other| *other != id) {
+            return Err(bad("invalid_request", "two different clients are named"));
+        }
         asked.client_id = Some(id);
         asked.client_secret = Some(secret);
     }

@@ -52,8 +52,10 @@ pub struct Founded {
 /// # Errors
 /// `Invalid` unless it is `http://` or `https://` and a host, with an optional path.
 pub fn base_url(text: &str) -> Result<(String, String)> {
+    // The text is not repeated: it may hold a password, or be something else altogether.
     let wrong = || {
-        let public = format!("`{text}` is not a base URL such as https://keys.example.com");
+        let public = "this is not a base URL such as https://keys.example.com: http:// or \
+                      https://, a host, and no path, query or user";
         Error::invalid("BAD_PUBLIC_URL", public)
     };
     let trimmed = text.trim_end_matches('/');
@@ -467,5 +469,7 @@ mod tests {
         for bad in ["", "a.example", "ftp://a", "https://a/b", "https://u@a", "https://a?x"] {
             assert!(base_url(bad).is_err(), "{bad}");
         }
+        let error = base_url("https://ann:canary@a.example").expect_err("it has a user");
+        assert!(!error.public.contains("canary"), "a password is repeated: {error}");
     }
 }

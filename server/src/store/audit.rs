@@ -3,6 +3,7 @@
 //! Records of changes are written by the transaction that changes (see `write`); records of tokens
 //! issued and calls denied have no change and come through [`super::Store::record`].
 
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use keyward_core::EnvId;
@@ -12,6 +13,7 @@ use super::Conn;
 use super::write::Fact;
 use crate::error::Result;
 use crate::ops::{Action, Actor, Context};
+use crate::public::network;
 
 /// Longest user agent that is kept, in characters.
 const USER_AGENT_MAX: usize = 256;
@@ -91,6 +93,23 @@ impl NewRecord {
             request_id: context.request_id.clone(),
             ..Self::default()
         }
+    }
+
+    /// Whether it is about somebody who proved no identity: a failed sign-in names an application,
+    /// and was not that application.
+    pub(crate) fn is_of_stranger(&self) -> bool {
+        self.actor_kind == "stranger" || self.action == Action::SignInFailed.word()
+    }
+
+    /// When it happened, in µs since the epoch.
+    pub(crate) fn at(&self) -> i64 {
+        self.at
+    }
+
+    /// What two records have in common that tell of the same thing.
+    pub(crate) fn sameness(&self) -> impl Hash {
+        let address = self.address.as_deref().and_then(|text| text.parse().ok()).map(network);
+        (&self.env, address, &self.actor_id, self.action, &self.target_id, &self.reason)
     }
 }
 

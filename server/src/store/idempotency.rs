@@ -20,7 +20,7 @@ pub struct IdempotencyKey {
     pub caller: String,
     /// What was asked: method and path.
     pub call: String,
-    /// What the caller named it.
+    /// SHA-256 of what the caller named it, in hex.
     pub key: String,
     /// SHA-256 of the request's body: another body under the same key is a mistake.
     pub body_hash: [u8; 32],

@@ -522,3 +522,47 @@ on_both_engines! {
         assert_eq!(world.post("/apis", body).await.refused(400), told("BAD_FIELD", message));
     }
 }
+
+/// A question for all APIs with these headers.
+async fn apis_with(world: &World, headers: &[(&str, &str)]) -> crate::world::Answer {
+    let mut request = Request::get("/api/v1/apis");
+    request = request.header("authorization", format!("Bearer {}", world.token));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    world.send(request.body(Full::default()).expect("a request")).await
+}
+
+on_both_engines! {
+    async fn a_request_that_names_two_hosts_is_a_400(world: World) {
+        for second in ["keys.test", "other.test"] {
+            let answer = apis_with(&world, &[("host", "keys.test"), ("host", second)]).await;
+            assert_eq!(answer.refused(400).0, "BAD_HOST");
+        }
+        apis_with(&world, &[("host", "keys.test")]).await.expect(200);
+    }
+}
+
+on_both_engines! {
+    async fn a_key_in_place_of_a_request_id_is_not_taken_over(world: World) {
+        let prefix = keyward_core::Prefix::parse("k_live").expect("a prefix");
+        let key = keyward_core::Secret::mint(&prefix, &[7; 32]);
+        let headers = [("host", "keys.test"), ("x-request-id", key.expose())];
+        let answer = apis_with(&world, &headers).await;
+        assert_eq!(answer.status, 200);
+        assert_ne!(answer.headers["x-request-id"], key.expose());
+        let answer = apis_with(&world, &[("host", "keys.test"), ("x-request-id", "a-b.c")]).await;
+        assert_eq!(answer.headers["x-request-id"], "a-b.c");
+    }
+}
+
+on_both_engines! {
+    async fn a_query_may_hold_every_character_and_no_broken_one(world: World) {
+        let answer = world.get("/users?user_id=%EF%BF%BD").await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        for broken in ["%C3", "%C3&email=a", "%FF"] {
+            let answer = world.get(&format!("/users?user_id={broken}")).await;
+            assert_eq!(answer.refused(400), told("BAD_QUERY", "the query is not UTF-8"));
+        }
+    }
+}

@@ -178,6 +178,21 @@ async fn head_has_no_body_over_http_2_either() {
     assert!(got > 0);
 }
 
+#[tokio::test]
+async fn on_http_2_a_host_other_than_the_authority_is_a_400() {
+    let world = World::start(Engine::Sqlite).await;
+    let stream = TcpStream::connect(world.address()).await.expect("connects");
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("speaks HTTP/2");
+    tokio::spawn(connection);
+    for (host, expected) in [("keys.test", 200), ("KEYS.test", 200), ("other.test", 400)] {
+        let request = Request::builder().uri("http://keys.test/openapi.json").header("host", host);
+        let request = request.body(Full::<Bytes>::default()).expect("a request");
+        let answer = sender.send_request(request).await.expect("an answer");
+        assert_eq!(answer.status().as_u16(), expected, "{host}");
+    }
+}
+
 /// Sends bytes as they are; what comes back until the server closes or has said `enough`.
 async fn raw(world: &World, bytes: &[u8], enough: &str) -> String {
     let mut stream = TcpStream::connect(world.address()).await.expect("connects");
@@ -259,6 +274,7 @@ async fn a_connection_on_which_nothing_is_said_is_closed() {
 
 /// Takes a few KiB at a time, far longer than a server waits for one who takes nothing.
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the server's patience is real time")]
 async fn a_slow_reader_who_goes_on_gets_the_whole_answer() {
     let world = impatient().await;
     let socket = TcpSocket::new_v4().expect("a socket");

@@ -220,3 +220,15 @@ on_both_engines! {
         assert_eq!(keys(&world).await, 2);
     }
 }
+
+on_both_engines! {
+    /// Callers have been seen to use what they have at hand, a secret too.
+    async fn an_idempotency_key_is_not_stored_as_it_is(world: World) {
+        let org = json!({ "name": "Acme" });
+        write(&world, "canary", ("POST", "/organization"), Some(&org)).await.expect(200);
+        let stored: Vec<(String,)> =
+            world.rows("select idempotency_key from idempotency_keys").await;
+        let [(stored,)] = &stored[..] else { panic!("{stored:?}") };
+        assert!(!stored.contains("canary") && stored.len() == 64, "{stored}");
+    }
+}

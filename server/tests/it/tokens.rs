@@ -178,6 +178,13 @@ on_both_engines! {
                 "credentials are given twice",
             ),
             (
+                vec![grant, ("client_id", none)],
+                Some(format!("{id}:{secret}")),
+                400,
+                "invalid_request",
+                "two different clients are named",
+            ),
+            (
                 vec![grant],
                 Some("no colon".to_owned()),
                 400,
@@ -439,10 +446,11 @@ on_both_engines! {
             rest,
             [
                 record("application", &id, "token.issued", &jti, None),
-                record("application", &id, "token.refused", &id, client),
-                record("stranger", "", "token.refused", "", client),
                 record("application", &id, "call.denied", "GET /api/v1/api_keys/{key_id}", scope),
                 record("application", &id, "call.denied", verify, scope),
+                // At the same instant, but of somebody who may be anybody: these come after.
+                record("application", &id, "token.refused", &id, client),
+                record("stranger", "", "token.refused", "", client),
                 record("stranger", "", "call.denied", "DELETE /api/v1/user", bad),
                 record("stranger", "", "call.denied", verify, bad),
             ]

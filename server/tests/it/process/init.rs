@@ -64,6 +64,69 @@ on_each_engine! {
 }
 
 on_each_engine! {
+    fn a_busy_port_leaves_no_store_behind(engine) {
+        let site = Site::empty_on(engine);
+        let _taken = TcpListener::bind(site.address).expect("the port is free");
+        let refused = Ran::of(site.serve_command(&[]).output().expect("the binary runs"));
+        assert_eq!(refused.code, Some(1));
+        assert!(refused.err.contains("cannot listen on"), "{}", refused.err);
+        for file in ["secrets.toml", "keyward.db"] {
+            assert!(!site.folder.join(file).exists(), "{file}");
+        }
+        assert_eq!(site.ran(&["app", "list"]).code, Some(1));
+    }
+}
+
+/// The base URL of the environment `default`.
+fn base_url(site: &Site) -> String {
+    let environments = site.json(&["env", "list"]);
+    environments["environments"][0]["public_url"].as_str().expect("a URL").to_owned()
+}
+
+/// Serves at another address.
+fn serve_at(site: &mut Site, flags: &[&str]) -> Process {
+    site.address = free_address();
+    site.serve_with(flags)
+}
+
+on_each_engine! {
+    fn a_base_url_that_nobody_gave_goes_with_the_listen_address_until_one_is_given(engine) {
+        let mut site = Site::empty_on(engine);
+        let records = |site: &Site| {
+            site.number("select count(*) from audit_log where action = 'environment.updated'")
+        };
+        site.serve().terminate();
+        assert_eq!((base_url(&site), records(&site)), (format!("http://{}", site.address), 0));
+        let process = serve_at(&mut site, &[]);
+        let listen = format!("http://{}", site.address);
+        assert_eq!(issuer(&process, &site.address.to_string()), Some(listen.clone()));
+        assert_eq!(records(&site), 1);
+        assert!(process.log().contains("--public-url"), "{}", process.log());
+        process.terminate();
+        // The same one, given: from now on it stays.
+        site.serve_with(&["--public-url", &listen]).terminate();
+        serve_at(&mut site, &[]).terminate();
+        assert_eq!((base_url(&site), records(&site)), (listen, 1));
+    }
+}
+
+on_each_engine! {
+    fn a_port_that_was_taken_for_port_0_is_in_the_base_url(engine) {
+        let site = Site::empty_on(engine);
+        let log = site.parent.path().join("log");
+        let command = site.command(&["serve", "--listen", "127.0.0.1:0"]);
+        let process = Process::spawn(command, site.address, &log);
+        let served = until("the server tells where it is", || {
+            let log = process.log();
+            let (_, rest) = log.split_once("serving at ")?;
+            rest.split_whitespace().next().map(str::to_owned)
+        });
+        assert_eq!(base_url(&site), served);
+        assert!(!served.ends_with(":0"), "{served}");
+    }
+}
+
+on_each_engine! {
     fn another_public_url_is_an_audited_change_and_the_same_is_none(engine) {
         let site = Site::new(engine);
         let records = || site.number("select count(*) from audit_log where change_seq is not null");

@@ -80,3 +80,13 @@ fn the_address_of_a_database_can_be_given_without_telling_ps() {
     assert!(log.len() > 1_000 && !log.contains(canary), "the log shows the password");
     process.terminate();
 }
+
+#[test]
+fn a_key_on_the_command_line_is_refused_and_not_repeated() {
+    for key in ["legacy-canary", "k_live_Kq0Yz1mHc8r3Tn5vXw7bJd2fLs4gPa6eRu9iBo0kMyCtEhNQZVWxA"] {
+        let ran = Ran::of(keyward().args(["verify", key]).output().expect("the binary runs"));
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""));
+        assert!(ran.err.contains("put the key on standard input"), "{}", ran.err);
+        assert!(!ran.err.contains(key), "{}", ran.err);
+    }
+}
