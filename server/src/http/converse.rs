@@ -181,7 +181,10 @@ async fn answer(app: &Arc<App>, connection: &Connection, request: Request<Incomi
         let (head, body) = request.into_parts();
         let directory = app.shared.directory.load_full();
         let authority = head.uri.authority().map(hyper::http::uri::Authority::as_str);
-        let host = routes::host(authority, &head.headers);
+        let host = match routes::host(head.version, authority, &head.headers) {
+            Ok(host) => host,
+            Err(refused) => return error::answer(&refused),
+        };
         let Some(tenant) = directory.by_host(host) else {
             return error::nobody_there(&directory);
         };

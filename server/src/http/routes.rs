@@ -298,11 +298,10 @@ async fn run(
     body: Incoming,
 ) -> Answer {
     let directory = app.shared.directory.load_full();
-    if names_two_hosts(request.version, request.authority, request.headers) {
-        let public = "the request names more than one host";
-        return error::answer(&Error::invalid("BAD_HOST", public));
-    }
-    let host = host(request.authority, request.headers);
+    let host = match host(request.version, request.authority, request.headers) {
+        Ok(host) => host,
+        Err(refused) => return error::answer(&refused),
+    };
     let Some(tenant) = directory.by_host(host).cloned() else {
         // Health and readiness are asked by machines that know no environment's name.
         return match route.path {
@@ -409,21 +408,26 @@ fn too_large_message(max: usize) -> String {
     format!("the body is larger than {max} bytes")
 }
 
-/// The host that a request is for: HTTP/2's authority, or the Host header.
-pub(crate) fn host<'a>(authority: Option<&'a str>, headers: &'a HeaderMap) -> &'a str {
-    authority.or_else(|| headers.get(HOST).and_then(|value| value.to_str().ok())).unwrap_or("")
-}
-
-/// Whether a request names two hosts (RFC 9112 §3.2, RFC 9113 §8.3.1): a proxy in front may have
-/// taken the other for the one that counts. In HTTP/1.1 the absolute form of a target counts,
-/// whatever the header says (RFC 9112 §3.2.2).
-fn names_two_hosts(version: Version, authority: Option<&str>, headers: &HeaderMap) -> bool {
+/// The host that a request is for: the target's own, else the header's; empty when it names none.
+///
+/// # Errors
+/// `Invalid` when it names two (RFC 9112 §3.2, RFC 9113 §8.3.1): a proxy in front may have taken
+/// the other for the one that counts. In HTTP/1.1 the absolute form of a target counts, whatever
+/// the header says (RFC 9112 §3.2.2).
+pub(crate) fn host<'r>(
+    version: Version,
+    authority: Option<&'r str>,
+    headers: &'r HeaderMap,
+) -> Result<&'r str> {
     let mut named = headers.get_all(HOST).iter();
     let (first, second) = (named.next(), named.next());
     let differs = authority.zip(first).is_some_and(|(authority, host)| {
         !authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())
     });
-    second.is_some() || (version == Version::HTTP_2 && differs)
+    if second.is_some() || (version == Version::HTTP_2 && differs) {
+        return Err(Error::invalid("BAD_HOST", "the request names more than one host"));
+    }
+    Ok(authority.or_else(|| first.and_then(|value| value.to_str().ok())).unwrap_or(""))
 }
 
 /// Finds out who asks and whether they may, and records who may not.

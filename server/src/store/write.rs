@@ -187,7 +187,7 @@ impl Ran {
         // change of the batch wrote. OK to ignore a caller that has gone away: what was done stands
         // all the same.
         let tell: Tell = Box::new(move |committed| {
-            let _ = answer.send(committed.and_then(|()| result));
+            let _ = answer.send(committed.and(result));
         });
         Self { keep, tell }
     }

@@ -540,6 +540,13 @@ on_both_engines! {
             assert_eq!(answer.refused(400).0, "BAD_HOST");
         }
         apis_with(&world, &[("host", "keys.test")]).await.expect(200);
+        let request = Request::post("/api/v1/api_keys/verify")
+            .header("host", "keys.test")
+            .header("host", "other.test")
+            .header("content-type", "application/json")
+            .header("authorization", format!("Bearer {}", world.token));
+        let request = request.body(Full::from(r#"{"api_key":"x"}"#)).expect("a request");
+        assert_eq!(world.send(request).await.refused(400).0, "BAD_HOST");
     }
 }
 
