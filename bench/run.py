@@ -22,6 +22,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -58,6 +59,8 @@ STOP_S_MAX = 30
 BUILD_S_MAX = 3600
 IMPORT_S_MAX = 1800
 FIRST_USE_S_MAX = 180
+# And how many passes: each has some of the keys stored anew.
+FIRST_USE_PASSES_MAX = 30
 SETTLE_S_MAX = 120
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -294,6 +297,13 @@ class Store:
                                 body={"key": "read:profile", "description": "Read the profile"})
             self.scope_id = created["scope"]["id"]
             self.expect_clean_end(server)
+
+    def keys_not_stored_anew(self):
+        """How many imported keys still have the hash that they were imported by."""
+        path = f"file:{self.folder / 'keyward.db'}?mode=ro"
+        with contextlib.closing(sqlite3.connect(path, uri=True, timeout=60)) as database:
+            query = "select count(*) from key_secrets where pepper_id = 0"
+            return database.execute(query).fetchone()[0]
 
     @contextlib.contextmanager
     def serve(self, core=None, env=None):
@@ -640,7 +650,16 @@ def keys(bench):
 
             sides[store] = measure
             first_use = measure("sequential", FIRST_USE_S_MAX)
-            # The first use of an imported key stores it anew under our own digest.
+            # The first use of an imported key has it stored anew under our own digest, in the
+            # background and not more than the disk takes: the others ask for it when used again.
+            # What is compared is keys, and not the rest of an import.
+            passes = 1
+            while (left := store.keys_not_stored_anew()) and passes < FIRST_USE_PASSES_MAX:
+                say(f"pass {passes}: {left:,} keys are still to be stored anew")
+                measure("sequential", FIRST_USE_S_MAX)
+                passes += 1
+            if left:
+                raise Problem(f"{left:,} imported keys were not stored anew in {passes} passes")
             bench.record(
                 f"first use of {store.keys:,} imported keys", first_use["per_s"], "/s",
                 more=f"{first_use['answers']:,} used, {first_use['cpu_us']:.1f} µs CPU each")
