@@ -30,7 +30,7 @@ pub struct ImportedKey {
 /// Imports keys made elsewhere, all or none of them; at most [`IMPORT_MAX`].
 ///
 /// # Errors
-/// As [`super::issue`]; `Conflict` when a hash is there already. The message says which key it
+/// As [`super::issue()`]; `Conflict` when a hash is there already. The message says which key it
 /// was.
 pub async fn import(
     store: &Store,
