@@ -46,7 +46,7 @@ def missing_tests():
     page = ROOT / "ARCHITECTURE.md"
     sources = "\n".join(
         file.read_text(encoding="utf-8")
-        for crate in ("core", "server", "client")
+        for crate in ("core", "server", "client", "history")
         for file in (ROOT / crate).rglob("*.rs")
     )
     for name in re.findall(r"[Hh]eld by `([a-z0-9_]+)`", page.read_text(encoding="utf-8")):

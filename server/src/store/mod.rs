@@ -332,16 +332,7 @@ impl Store {
     pub async fn close(&self) {
         self.writer.close().await;
         let closed = self.in_time(async {
-            match &self.pools {
-                Pools::Sqlite { read, write } => {
-                    read.close().await;
-                    write.close().await;
-                }
-                Pools::Postgres { read, write } => {
-                    read.close().await;
-                    write.close().await;
-                }
-            }
+            self.pools.close().await;
             Ok(())
         });
         if closed.await.is_err() {
@@ -351,6 +342,20 @@ impl Store {
 }
 
 impl Pools {
+    /// Closes every connection. SQLite's write-ahead log is gone from the folder afterwards.
+    async fn close(&self) {
+        match self {
+            Pools::Sqlite { read, write } => {
+                read.close().await;
+                write.close().await;
+            }
+            Pools::Postgres { read, write } => {
+                read.close().await;
+                write.close().await;
+            }
+        }
+    }
+
     async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match self {
             Pools::Sqlite { .. } => work.await,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use keyward_core::protocol::LeaseRow;
 use sqlx::postgres::PgConnectOptions;
 
-use super::{Conn, Location, Pools, Store, nodes, schema};
+use super::{Conn, Location, Store, nodes, schema};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
@@ -103,18 +103,9 @@ fn place(location: &Location) -> String {
     }
 }
 
-/// Closes every connection. SQLite's write-ahead log is gone from the folder afterwards.
+/// Ends a store that nothing was queued in; SQLite's write-ahead log is gone afterwards.
 async fn close(store: Store) {
-    match &store.pools {
-        Pools::Sqlite { read, write } => {
-            read.close().await;
-            write.close().await;
-        }
-        Pools::Postgres { read, write } => {
-            read.close().await;
-            write.close().await;
-        }
-    }
+    store.pools.close().await;
 }
 
 /// Gives SQLite's connection the memory that a large copy needs: 256 MiB of pages. With its usual

@@ -4,12 +4,10 @@ use std::path::{Path, PathBuf};
 
 /// Longest line, in characters.
 const LINE_MAX: usize = 100;
-/// The same for tests on both engines, whose bodies stand in a macro that rustfmt leaves alone.
-const TEST_LINE_MAX: usize = 120;
 /// Longest function, in lines. It may be lowered, never raised.
 const FUNCTION_LINES_MAX: usize = 90;
 /// Longest file, in lines. It may be lowered, never raised.
-const FILE_LINES_MAX: usize = 809;
+const FILE_LINES_MAX: usize = 800;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_path_buf()
@@ -44,11 +42,10 @@ fn none(problems: Vec<String>) {
 #[test]
 fn no_line_is_too_long() {
     let problems = all_sources().into_iter().flat_map(|(path, text)| {
-        let max = if text.contains("on_both_engines! {") { TEST_LINE_MAX } else { LINE_MAX };
         let long: Vec<String> = text
             .lines()
             .enumerate()
-            .filter(|(_, line)| line.chars().count() > max)
+            .filter(|(_, line)| line.chars().count() > LINE_MAX)
             .map(|(at, _)| format!("{}:{}", path.display(), at + 1))
             .collect();
         long
